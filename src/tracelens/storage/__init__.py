@@ -1,0 +1,1 @@
+"""The trace on disk: writing, sealing, recovering and reading it."""

@@ -1,0 +1,261 @@
+"""The ring: a preallocated memory-mapped file of fixed-size records, one per process.
+
+A record is committed once its ``seq`` equals ``position + 1``; ``seq`` is the last field
+written. The pages belong to the kernel, so a killed process loses no committed record.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import mmap
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracelens.errors import TraceError
+from tracelens.storage.format import (
+    HEADER_HEAD_OFFSET,
+    HEADER_SEALED_OFFSET,
+    HEADER_STRUCT,
+    RECORD,
+    RECORD_BYTES,
+    RECORD_STRUCT,
+    RING_HEADER_BYTES,
+    RING_MAGIC,
+    RING_VERSION,
+)
+
+Records = NDArray[np.void]
+"""A one-dimensional array of dtype ``format.RECORD``."""
+
+MAX_CAPACITY = 1 << 26
+"""Refuse larger rings on read (11 GiB of records): a damaged header must not exhaust memory."""
+
+_SEQ = RECORD.fields["seq"][1]  # type: ignore[index]
+_COPY_RECORDS = 1 << 14
+
+
+def capacity_for(ring_bytes: int) -> int:
+    """Return the largest power of two of records that fits in ``ring_bytes`` (at least 64)."""
+    return max(64, 1 << max(0, (ring_bytes // RECORD_BYTES).bit_length() - 1))
+
+
+class RingReader:
+    """Reads a ring that another process, or a dead one, wrote. Never writes to it."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Map the ring read-only.
+
+        Raises:
+            TraceError: the file is missing, is not a ring, or its header is damaged.
+        """
+        self.path = Path(path)
+        try:
+            with open(self.path, "rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                if size < RING_HEADER_BYTES:
+                    raise TraceError(f"{self.path}: not a ring: {size} bytes is too short")
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise TraceError(f"{self.path}: cannot read the ring: {error.strerror}") from error
+        self.capacity, self.meta = _check_header(self.path, self._map, size)
+        self._records = np.frombuffer(
+            self._map, dtype=RECORD, count=self.capacity, offset=RING_HEADER_BYTES
+        )
+        self._mask = self.capacity - 1
+
+    @property
+    def sealed(self) -> int:
+        """Positions below this are in Parquet segments."""
+        return int.from_bytes(self._map[HEADER_SEALED_OFFSET : HEADER_SEALED_OFFSET + 8], "little")
+
+    @property
+    def head_hint(self) -> int:
+        """A position not above the next one to be written; advisory."""
+        return int.from_bytes(self._map[HEADER_HEAD_OFFSET : HEADER_HEAD_OFFSET + 8], "little")
+
+    def find_head(self) -> int:
+        """Return one past the highest committed position (0 for an empty ring)."""
+        return highest_position(self._records) + 1
+
+    def committed(self, start: int, stop: int) -> Records:
+        """Copy the committed records of positions ``[start, stop)``, in position order.
+
+        Positions that were never written (holes), are being written, or have been
+        overwritten are left out. ``records["seq"] - 1`` are the positions that were found.
+        """
+        return copy_committed(self._records, start, stop)
+
+    def close(self) -> None:
+        """Unmap the file."""
+        del self._records
+        try:
+            self._map.close()
+        except BufferError:
+            pass  # a copy in another thread still reads; the map goes with it
+
+
+def copy_committed(ring: Records, start: int, stop: int) -> Records:
+    """Copy committed records of positions ``[start, stop)`` out of a mapped ring.
+
+    ``seq`` is read, the records copied, and ``seq`` read again: a record that a writer
+    touched meanwhile shows another ``seq`` and is discarded (writers clear ``seq`` first).
+
+    Args:
+        ring: the mapped records, one slot each.
+        start: first position.
+        stop: position after the last; at most one capacity of positions is looked at.
+    """
+    capacity = len(ring)
+    start = max(start, 0, stop - capacity)
+    parts: list[Records] = []
+    while start < stop:
+        slot = start % capacity
+        count = min(stop - start, capacity - slot, _COPY_RECORDS)
+        live = ring[slot : slot + count]
+        copy = live.copy()
+        expected = np.arange(start + 1, start + count + 1, dtype=np.int64)
+        good = (copy["seq"] == expected) & (live["seq"] == expected)
+        parts.append(copy if good.all() else copy[good])
+        start += count
+    return np.concatenate(parts) if parts else np.empty(0, dtype=RECORD)
+
+
+def highest_position(ring: Records) -> int:
+    """Return the highest committed position of a mapped ring, -1 if there is none."""
+    seq = ring["seq"].copy()
+    slots = np.arange(len(ring), dtype=np.int64)
+    plausible = (seq > 0) & ((seq - 1) % len(ring) == slots)
+    return int(seq[plausible].max()) - 1 if plausible.any() else -1
+
+
+def _check_header(path: Path, data: mmap.mmap, size: int) -> tuple[int, dict[str, Any]]:
+    """Return the capacity and the header's JSON, or raise ``TraceError``."""
+    magic, version, record_bytes, capacity, _sealed, _head, json_bytes = HEADER_STRUCT.unpack(
+        data[: HEADER_STRUCT.size]
+    )
+    if magic != RING_MAGIC:
+        raise TraceError(f"{path}: not a TraceLens ring (wrong magic)")
+    if version != RING_VERSION or record_bytes != RECORD_BYTES:
+        raise TraceError(
+            f"{path}: ring version {version} with {record_bytes}-byte records; this TraceLens "
+            f"reads version {RING_VERSION} with {RECORD_BYTES}; upgrade TraceLens"
+        )
+    if capacity == 0 or capacity & (capacity - 1) or capacity > MAX_CAPACITY:
+        raise TraceError(f"{path}: damaged ring header: capacity {capacity}")
+    if size < RING_HEADER_BYTES + capacity * RECORD_BYTES:
+        raise TraceError(f"{path}: truncated ring: {size} bytes for {capacity} records")
+    try:
+        start = HEADER_STRUCT.size
+        if start + json_bytes > RING_HEADER_BYTES:
+            raise ValueError("JSON too long")
+        meta = json.loads(data[start : start + json_bytes])
+        if not isinstance(meta, dict):
+            raise ValueError("JSON is not an object")
+    except (ValueError, RecursionError) as error:
+        raise TraceError(f"{path}: damaged ring header: {error}") from error
+    return int(capacity), meta
+
+
+class RingWriter:
+    """Creates a ring file and maps it for writing.
+
+    Attributes:
+        address: memory address of the header; records start ``RING_HEADER_BYTES`` after it.
+        capacity: records that the ring holds.
+        records: the mapped records.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], ring_bytes: int, meta: dict[str, Any]
+    ) -> None:
+        """Allocate, prefault and map the ring.
+
+        Args:
+            path: file to create; an existing one is an error.
+            ring_bytes: upper bound on the size of the records.
+            meta: JSON object kept in the header (run id, shard, pid).
+
+        Raises:
+            OSError: the file cannot be created or the disk has no room for it.
+        """
+        self.path = Path(path)
+        self.capacity = capacity_for(ring_bytes)
+        self.size_bytes = RING_HEADER_BYTES + self.capacity * RECORD_BYTES
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        try:
+            try:
+                # A sparse map on a full disk raises SIGBUS at the first write and kills the
+                # program; allocating now turns that into an error at the start.
+                os.posix_fallocate(fd, 0, self.size_bytes)
+            except OSError:
+                os.unlink(self.path)
+                raise
+            self.buffer = mmap.mmap(fd, self.size_bytes, flags=mmap.MAP_SHARED)
+        finally:
+            os.close(fd)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.buffer))
+        self.records: Records = np.frombuffer(
+            self.buffer, dtype=RECORD, count=self.capacity, offset=RING_HEADER_BYTES
+        )
+        # Touch every page, so that the training thread meets no first-write fault.
+        np.frombuffer(self.buffer, dtype=np.uint8)[:: mmap.PAGESIZE] = 0
+        self.write_header(meta)
+
+    def write_header(self, meta: dict[str, Any], sealed: int = 0) -> None:
+        """Write the header: layout of a record for outsiders, plus ``meta``."""
+        fields = [
+            [name, RECORD[name].base.str, int(np.prod(RECORD[name].shape, dtype=np.int64))]
+            for name in RECORD.names or ()
+        ]
+        text = json.dumps({**meta, "struct": RECORD_STRUCT.format, "fields": fields})
+        data = text.encode()
+        if HEADER_STRUCT.size + len(data) > RING_HEADER_BYTES:
+            raise ValueError("the ring header's JSON does not fit")
+        head = HEADER_STRUCT.pack(
+            RING_MAGIC, RING_VERSION, RECORD_BYTES, self.capacity, sealed, sealed, len(data)
+        )
+        self.buffer[: len(head) + len(data)] = head + data
+
+    @property
+    def record_address(self) -> int:
+        """Memory address of record 0."""
+        return self.address + RING_HEADER_BYTES
+
+    @property
+    def sealed(self) -> int:
+        """Positions below this are in Parquet segments and may be overwritten."""
+        return int.from_bytes(
+            self.buffer[HEADER_SEALED_OFFSET : HEADER_SEALED_OFFSET + 8], "little"
+        )
+
+    def set_sealed(self, position: int) -> None:
+        """Tell writers that positions below ``position`` may be overwritten."""
+        self.buffer[HEADER_SEALED_OFFSET : HEADER_SEALED_OFFSET + 8] = position.to_bytes(
+            8, "little"
+        )
+
+    def set_head_hint(self, position: int) -> None:
+        """Tell readers that positions below ``position`` were given out."""
+        self.buffer[HEADER_HEAD_OFFSET : HEADER_HEAD_OFFSET + 8] = position.to_bytes(8, "little")
+
+    def packer(self) -> Callable[..., None]:
+        """Return ``pack(offset, *fields, seq)``: CPython clears the bytes, then packs in order.
+
+        ``seq``, the last field, is therefore 0 while a record is half written.
+        """
+        pack_into, buffer = RECORD_STRUCT.pack_into, self.buffer
+
+        def pack(offset: int, *fields: float) -> None:
+            pack_into(buffer, offset, *fields)
+
+        return pack
+
+    def committed(self, start: int, stop: int) -> Records:
+        """Copy committed records of positions ``[start, stop)``; see ``copy_committed``."""
+        return copy_committed(self.records, start, stop)
