@@ -100,28 +100,28 @@ static inline bool tl_is_floating(TlDtype dtype) {
 
 #define TL_NS tl_base
 #define TL_TARGET
-#define TL_SETS 1
+#define TL_WIDTH 16
 #include "tensor_kernels.inc"
 #undef TL_NS
 #undef TL_TARGET
-#undef TL_SETS
+#undef TL_WIDTH
 
 #if defined(__x86_64__)
 #define TL_NS tl_avx2
 #define TL_TARGET __attribute__((target("avx2,fma,f16c")))
-#define TL_SETS 1
+#define TL_WIDTH 32
 #include "tensor_kernels.inc"
 #undef TL_NS
 #undef TL_TARGET
-#undef TL_SETS
+#undef TL_WIDTH
 
 #define TL_NS tl_avx512
 #define TL_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma,f16c")))
-#define TL_SETS 2
+#define TL_WIDTH 64
 #include "tensor_kernels.inc"
 #undef TL_NS
 #undef TL_TARGET
-#undef TL_SETS
+#undef TL_WIDTH
 #endif
 
 static const TlKernels* tl_pick_kernels() {
