@@ -1,0 +1,162 @@
+"""Turns the bad values that sinks reported into findings, and does what ``nonfinite=`` asks."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from tracelens.errors import NonFiniteError, NonFiniteWarning
+
+if TYPE_CHECKING:
+    from tracelens.session import Session
+
+_KEPT_STEPS_BEFORE = 1
+"""Steps kept before a bad one in flight mode: a bad update shows one step after it was made."""
+
+_NOT_THE_USERS = ("tracelens", "torch", "tensorflow", "keras")
+
+
+class Judge:
+    """Collects the sinks of one session and explains each distinct failure once.
+
+    Attributes:
+        findings: the findings so far, in order, each as ``tracelens why --json`` prints it.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._pending: list[dict[str, Any]] = []
+        self._seen: dict[tuple[Any, ...], dict[str, Any]] = {}
+        self._announced = 0
+        self.findings: list[dict[str, Any]] = []
+
+    @property
+    def pending(self) -> bool:
+        """Whether a sink waits for its explanation."""
+        return bool(self._pending)
+
+    def add(self, sink: dict[str, Any]) -> None:
+        """Remember a sink that a backend reported."""
+        self._pending.append(sink)
+
+    def explain(self) -> list[dict[str, Any]]:
+        """Explain the waiting sinks; return the new findings, already written to the trace.
+
+        Sinks of one step are explained from one copy of the ring. A failure that was reported
+        before (same sink, same first cause) is only counted.
+        """
+        if not self._pending:
+            return []
+        sinks, self._pending = self._pending, []
+        session = self._session
+        found: list[dict[str, Any]] = []
+        try:
+            from tracelens.analysis import cause
+            from tracelens.analysis.live import RingOps
+
+            source = RingOps(session.writer.committed(), session.writer.strings, rank=session.rank)
+            context = session.context()
+            for sink in sinks:
+                finding = cause.explain(source, sink, context=context)
+                key = _key(sink, finding)
+                earlier = self._seen.get(key)
+                if earlier is not None:
+                    earlier["count"] = int(earlier.get("count", 1)) + 1
+                    continue
+                finding.setdefault("sink", sink)
+                finding["count"] = 1
+                self._seen[key] = finding
+                found.append(finding)
+        except Exception as error:
+            session.note("hook_failed", f"explaining a sink failed: {error!r}", severity="error")
+        for finding in found:
+            session.writer.event("finding", **finding)
+        if sinks:
+            steps = [int(sink.get("step", session.current_step)) for sink in sinks]
+            session.writer.keep(max(0, min(steps) - _KEPT_STEPS_BEFORE), max(steps))
+        self.findings.extend(found)
+        return found
+
+    def act(self) -> None:
+        """Warn, raise or break for the findings not yet announced.
+
+        Raises:
+            NonFiniteError: ``nonfinite="raise"`` and there is a new error.
+        """
+        new = [f for f in self.findings[self._announced :] if f.get("severity") == "error"]
+        self._announced = len(self.findings)
+        mode = self._session.config.nonfinite
+        if not new or mode == "record":
+            return
+        if mode == "warn":
+            for finding in new:
+                warnings.warn(one_line(finding), NonFiniteWarning, stacklevel=_user_depth())
+        elif mode == "raise":
+            raise NonFiniteError(self.text(new[0]), new[0])
+        else:
+            self._break(new[0])
+
+    def text(self, finding: dict[str, Any]) -> str:
+        """Return the text report of a finding; its one sentence if it cannot be rendered."""
+        from tracelens.analysis import report
+
+        try:
+            return report.render(self._session.why(finding), color=False)
+        except Exception:
+            return one_line(finding)
+
+    def _break(self, finding: dict[str, Any]) -> None:
+        import pdb
+
+        sys.stderr.write(self.text(finding) + "\n")
+        frame = user_frame()
+        if frame is not None:
+            pdb.Pdb().set_trace(frame)
+
+
+def one_line(finding: dict[str, Any]) -> str:
+    """Return the one-sentence message of a finding.
+
+    Examples:
+        >>> one_line({"message": "aten::log made 1 Inf"})
+        'aten::log made 1 Inf'
+    """
+    return str(finding.get("message") or "a non-finite value was found")
+
+
+def user_frame() -> FrameType | None:
+    """Return the innermost frame that is neither TraceLens's nor a framework's."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        root = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        if not root.startswith(_NOT_THE_USERS) and root != "contextlib":
+            return frame
+        frame = frame.f_back
+    return None
+
+
+def _user_depth() -> int:
+    """Return the ``stacklevel`` that makes the caller's warning point at the user's line."""
+    frame: FrameType | None = sys._getframe(1)
+    target = user_frame()
+    depth = 1
+    while frame is not None and frame is not target:
+        frame = frame.f_back
+        depth += 1
+    return depth
+
+
+def _key(sink: dict[str, Any], finding: dict[str, Any]) -> tuple[Any, ...]:
+    cause = finding.get("first_cause") or {}
+    source = cause.get("source") or {}
+    return (
+        sink.get("sink"),
+        sink.get("name"),
+        finding.get("rule"),
+        cause.get("op"),
+        cause.get("phase"),
+        source.get("file"),
+        source.get("line"),
+    )
