@@ -1,0 +1,1 @@
+"""TraceLens for PyTorch."""
