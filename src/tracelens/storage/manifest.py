@@ -49,7 +49,11 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One Parquet file and its zone map; ``None`` where the table lacks the column."""
+    """One Parquet file and its zone map; ``None`` where the table lacks the column.
+
+    Attributes:
+        crc32: ``zlib.crc32`` of the whole file, which a reader checks before it believes the file.
+    """
 
     table: str
     file: str
@@ -62,6 +66,7 @@ class Segment:
     t_lo: int | None = None
     t_hi: int | None = None
     nan_rows: int | None = None
+    crc32: int | None = None
 
 
 @dataclass(slots=True)

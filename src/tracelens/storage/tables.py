@@ -186,6 +186,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("t_lo", "int64", "earliest start_ns", True),
         Column("t_hi", "int64", "latest start_ns", True),
         Column("nan_rows", "int64", "rows whose output 0 held a NaN or Inf", True),
+        Column("crc32", "int64", "zlib.crc32 of the whole file", True),
     ),
 }
 """Table name -> columns, in file order. A later minor version may only add NULLable columns."""
