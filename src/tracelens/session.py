@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from tracelens import discovery
 from tracelens.config import DIRECTORY, Config
 from tracelens.errors import NonFiniteError, SessionError
-from tracelens.judge import Judge
+from tracelens.judge import Judge, one_line
 
 if TYPE_CHECKING:
     from tracelens.backend import Backend
@@ -55,6 +55,7 @@ class Session:
         writer: where backends write records.
         current_step: the number of the running (or last ended) step, from 0.
         rank: this process's rank, from ``RANK``; 0 alone.
+        opened_by: what the user wrote to open it, for messages.
     """
 
     writer: ShardWriter
@@ -75,6 +76,7 @@ class Session:
         self._running = False
         self._uncommitted: dict[str, Any] | None = None
         self._pid = os.getpid()
+        self.opened_by = "tl.trace"
 
     # Life
 
@@ -89,8 +91,8 @@ class Session:
             raise SessionError("this session was used before; make a new one with tl.trace(...)")
         if _current is not None:
             raise SessionError(
-                f"a session already records to {_current.path}; close it before you open "
-                f"another one (sessions do not nest)"
+                f"a session opened by {_current.opened_by} already records to {_current.path}; "
+                f"sessions do not nest: end it first, or leave this one out"
             )
         from tracelens.storage.writer import ShardWriter
 
@@ -345,16 +347,22 @@ class Session:
             "trace": {"path": str(self.path)},
         }
 
-    def announce(self) -> None:
-        """Print two lines on stderr if something was found and not yet told."""
-        errors = [f for f in self._judge.findings if f.get("severity") == "error"]
-        if errors and not self.config.quiet and self.config.nonfinite in ("record", "warn"):
-            from tracelens.judge import one_line
+    def announce(self, *, always: bool = False) -> None:
+        """Say on stderr what was found and how to see it; nothing if nothing was.
 
-            print(  # noqa: T201
-                f"tracelens: {one_line(errors[0])}\ntracelens: tracelens why {self.path}",
-                file=sys.stderr,
-            )
+        Args:
+            always: say where the trace is even if nothing was found.
+        """
+        if self.config.quiet:
+            return
+        errors = [f for f in self._judge.findings if f.get("severity") == "error"]
+        lines = [f"tracelens: {one_line(finding)}" for finding in errors[:1]]
+        if errors:
+            lines.append(f"tracelens: for the first cause: tracelens why {self.path}")
+        elif always:
+            lines.append(f"tracelens: nothing non-finite found; trace in {self.path}")
+        if lines:
+            sys.stderr.write("\n".join(lines) + "\n")
 
     # Inside
 
@@ -472,10 +480,14 @@ class Session:
             )
 
 
-def default_path() -> Path:
-    """Return a path that does not exist yet, named after the script and the time."""
+def default_path(name: str | None = None) -> Path:
+    """Return a path that does not exist yet, named after the program and the time.
+
+    Args:
+        name: the program's name; the running script's by default.
+    """
     directory = Path(os.environ.get(DIRECTORY) or ".")
-    script = Path(getattr(sys.modules.get("__main__"), "__file__", None) or "session").stem
+    script = name or Path(getattr(sys.modules["__main__"], "__file__", None) or "session").stem
     stem = f"{script}-{time.strftime('%Y%m%d-%H%M%S')}"
     path = directory / (stem + _SUFFIX)
     number = 2

@@ -1,0 +1,109 @@
+"""``tracelens run``: record a program without changing it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tracelens.cli._command import Command
+from tracelens.cli._program import Outcome, Program, split
+from tracelens.config import CAPTURES, ENGINES, NONFINITES, Config, enabled
+from tracelens.errors import ConfigError, NonFiniteError
+from tracelens.schedules import Schedule, steps_between
+from tracelens.session import Session, default_path
+
+_WITH_VALUE = frozenset({"-o", "--output", "--capture", "--nonfinite", "--engine", "--steps"})
+
+
+class Run(Command):
+    """Run a Python program and record what its tensors do.
+
+    The program runs as under `python`: the same arguments, output, exceptions and exit code.
+    At the end one message on stderr says where the trace is and, if a NaN or Inf was found,
+    where it first appeared.
+    """
+
+    usage = "tracelens run [options] (SCRIPT | -m MODULE | -c CODE) [ARGUMENTS ...]"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the options that come before the program."""
+        parser.add_argument("-o", "--output", metavar="TRACE", help="where to write the trace")
+        parser.add_argument(
+            "--capture",
+            choices=CAPTURES,
+            default="guard",
+            help="how much to keep: what led to a finding, every op, or values too "
+            "(default: %(default)s)",
+        )
+        parser.add_argument(
+            "--nonfinite",
+            choices=NONFINITES,
+            default="record",
+            help="what to do on a NaN or Inf (default: %(default)s)",
+        )
+        parser.add_argument("--engine", choices=ENGINES, help="default: the best that works here")
+        parser.add_argument(
+            "--steps", metavar="A:B", help="record op by op only steps A <= step < B"
+        )
+        parser.add_argument("-q", "--quiet", action="store_true", help="say nothing at the end")
+
+    def parse(
+        self, parser: argparse.ArgumentParser, arguments: Sequence[str]
+    ) -> argparse.Namespace:
+        """Parse our options only: what follows the program belongs to it."""
+        own, program = split(arguments, _WITH_VALUE)
+        options = parser.parse_args(own)
+        if program is None:
+            parser.error("name a script, -m module or -c code to run")
+        options.program = program
+        return options
+
+    def run(self, options: argparse.Namespace) -> int:
+        """Run the program; its exit code is ours."""
+        program: Program = options.program
+        program.check()
+        if not enabled():
+            return program.run().exit_code
+        session = Session(
+            Config(
+                path=Path(options.output) if options.output else default_path(program.label),
+                capture=options.capture,
+                nonfinite=options.nonfinite,
+                schedule=_schedule(options.steps),
+                engine=options.engine,
+                quiet=options.quiet,
+            )
+        )
+        session.opened_by = "tracelens run"
+        session.open()
+        pid = os.getpid()
+        outcome = Outcome(1)
+        try:
+            outcome = program.run()
+        finally:
+            if os.getpid() == pid:
+                outcome = self._finish(session, outcome, quiet=options.quiet)
+        return outcome.exit_code
+
+    def _finish(self, session: Session, outcome: Outcome, *, quiet: bool) -> Outcome:
+        try:
+            session.close(outcome.error)
+        except NonFiniteError as error:
+            print(f"{type(error).__module__}.{type(error).__name__}: {error}", file=sys.stderr)
+            outcome = Outcome(1, error)
+        if not quiet:
+            session.announce(always=True)
+        return outcome
+
+
+def _schedule(steps: str | None) -> Schedule | None:
+    if steps is None:
+        return None
+    first, colon, last = steps.partition(":")
+    if not colon or not (first or "0").isdecimal() or not (last or "0").isdecimal():
+        raise ConfigError(f"--steps takes FIRST:END, two step numbers, not {steps!r}")
+    start = int(first or 0)
+    return steps_between(start, int(last) if last else sys.maxsize)

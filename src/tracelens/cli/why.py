@@ -1,0 +1,43 @@
+"""``tracelens why``: the first cause of a non-finite value."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from tracelens.cli._command import Command, add_json, add_trace
+from tracelens.cli._output import print_json, print_text
+from tracelens.errors import EXIT_FINDINGS, EXIT_OK
+
+
+class Why(Command):
+    """Tell where the first NaN or Inf of a recorded run came from, why, and how to fix it.
+
+    Exits with 1 if a non-finite value reached a loss, gradient, parameter or checked value, and
+    with 0 if none did (also if one appeared and was masked), so that it can guard a CI job.
+    """
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the trace and the output's form."""
+        add_trace(parser)
+        add_json(parser)
+
+    def run(self, options: argparse.Namespace) -> int:
+        """Print the report."""
+        from tracelens.analysis import report, verdict
+        from tracelens.storage.reader import open_trace
+
+        with open_trace(options.trace) as reader:
+            why = verdict(reader, reader.events())
+        if options.json:
+            print_json(why)
+        else:
+            print_text(report.render(why, color=_wants_color()))
+        return EXIT_FINDINGS if why["verdict"] == "non-finite" else EXIT_OK
+
+
+def _wants_color() -> bool:
+    if os.environ.get("NO_COLOR"):
+        return False
+    return sys.stdout.isatty() or bool(os.environ.get("FORCE_COLOR"))
