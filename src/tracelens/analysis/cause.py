@@ -1,0 +1,363 @@
+"""Explain a sink: walk back to the first cause and say why it happened.
+
+The result is a finding: plain JSON, the object that ``why --json``, the trace's ``finding``
+events, the text report and the exceptions all show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tracelens.analysis import describe, masks
+from tracelens.analysis.context import Context
+from tracelens.analysis.names import canonical, display
+from tracelens.analysis.rules import Advice, Case, advise
+from tracelens.analysis.source import OpSource, producer_id
+from tracelens.analysis.state import Bad, Values, state_of_stats
+from tracelens.analysis.walk import MAX_OPS, Cause, Link, Walk
+from tracelens.events import NO_ID, Op, OpFlag, Phase, Source
+
+Json = dict[str, Any]
+
+LOOKS = frozenset({"read", "tap", "data"})
+"""Sinks where a value is only looked at: a constant Inf there was put there on purpose."""
+
+_MAX_PATH = 64
+
+
+def explain(
+    source: OpSource, sink: Mapping[str, Any] | None, *, context: Mapping[str, Any] | None = None
+) -> Json:
+    """Return the finding of one sink.
+
+    Args:
+        source: the recorded ops.
+        sink: a ``sink`` event; ``None`` explains the first non-finite op of all.
+        context: what else is known, all optional: ``data``, ``steps`` and ``notes`` (lists of
+            events of those kinds), ``max_ops`` (bound of the walk).
+
+    Returns:
+        ``rule, severity, verdict, kind, step, rank, source, message, advice, first_cause, sink,
+        path, data, exact, doubts``. ``severity`` is ``"error"`` for a sink that a computed value
+        or bad data made non-finite and ``"info"`` for a constant that was merely looked at;
+        ``first_cause`` is ``None`` only if nothing at all is known.
+    """
+    known = Context.of(context)
+    sink = sink or {}
+    values = Values(source)
+    walk = Walk(source, values, max_ops=known.max_ops or MAX_OPS)
+    cause = _search(source, walk, sink)
+    if cause is None:
+        return _unexplained(sink)
+    return finding(source, values, cause, sink, known)
+
+
+def finding(
+    source: OpSource,
+    values: Values,
+    cause: Cause,
+    sink: Mapping[str, Any],
+    known: Context,
+    *,
+    masked: bool = False,
+) -> Json:
+    """Return the finding of a cause that a walk has found.
+
+    Args:
+        source: the recorded ops.
+        values: states of values in that source.
+        cause: what the walk found.
+        sink: the sink event, empty for a masked value.
+        known: the context.
+        masked: the value reached no sink: the finding is for information.
+    """
+    op = cause.link.op
+    forward = source.op(op.fwd_op_id) if op.fwd_op_id >= 0 else None
+    frame = frame_of(source, op)
+    nan_op = _made_nan(cause.link)
+    hidden_by = None
+    if masked or (op.phase is not Phase.BACKWARD and _first_backward(cause.link) is not None):
+        phase = None if masked else op.phase
+        hidden_by = masks.find_mask(source, values, op, phase=phase)
+    case = Case(
+        op=op,
+        kind=cause.kind,
+        forward=forward,
+        nan_op=nan_op,
+        origin=cause.origin,
+        tensor=cause.tensor,
+        frame=frame,
+        hidden_by=hidden_by,
+        sink=sink,
+        losses=known.losses(op.step),
+    )
+    told = advise(case)
+    doubts = _doubts(cause, op)
+    constant_seen = cause.origin == "constant" and cause.kind is Bad.INF
+    harmless = masked or (constant_seen and sink.get("sink") in LOOKS)
+    data = known.data_of(op)
+    first = _first_cause(case, told, known, exact=not doubts)
+    return {
+        "rule": told.rule,
+        "severity": "info" if harmless else "error",
+        "verdict": "masked" if masked else "clean" if harmless else "non-finite",
+        "kind": _word(_sink_kind(sink, cause.kind)),
+        "step": int(sink.get("step", op.step)),
+        "rank": op.rank,
+        "source": first["source"],
+        "message": _message(case, first, sink, masked=masked),
+        "advice": told.fix,
+        "first_cause": first,
+        "sink": sink_json(sink, known) if sink else None,
+        "path": _path(source, case, cause.link),
+        "hidden_by": describe.op_summary(hidden_by, frame_of(source, hidden_by))
+        if hidden_by is not None
+        else None,
+        "data": known.data_json(data, cause.tensor or case.out) if data else None,
+        "exact": not doubts,
+        "doubts": doubts,
+    }
+
+
+def frame_of(source: OpSource, op: Op) -> Source | None:
+    """Return the line to show for an op: its own, else its forward op's, else its parent's."""
+    for other in (op.op_id, op.fwd_op_id, op.parent_id):
+        found = op if other == op.op_id else source.op(other) if other >= 0 else None
+        if found is not None and found.source is not None:
+            return found.source
+    return None
+
+
+def sink_json(sink: Mapping[str, Any], known: Context) -> Json:
+    """Return a sink event as shown in a report."""
+    shape = sink.get("shape")
+    bad = sink.get("first_bad") or ()
+    told: Json = {
+        "sink": sink.get("sink"),
+        "name": sink.get("name"),
+        "step": sink.get("step"),
+        "op_id": sink.get("op_id", NO_ID),
+        "dtype": sink.get("dtype"),
+        "shape": list(shape) if shape is not None else None,
+        **describe.statistics(describe.stats_of_sink(sink)),
+    }
+    told.update(describe.where_bad(tuple(bad), shape))
+    return told
+
+
+def _search(source: OpSource, walk: Walk, sink: Mapping[str, Any]) -> Cause | None:
+    value_id = int(sink.get("value_id", NO_ID))
+    kind = _sink_kind(sink, Bad.NONE)
+    op = source.op(producer_id(value_id))
+    if op is not None:
+        return walk.run(value_id, kind or _kind_of(op))
+    op = source.op(int(sink.get("op_id", NO_ID))) if sink else None
+    doubts: tuple[str, ...] = ()
+    if value_id >= 0:
+        doubts = (f"op {producer_id(value_id)}, which wrote the sink, is no longer recorded",)
+    if op is None:
+        hits = [hit for hit in source.hits(sink.get("step")) if _is_blamable(source, hit)]
+        if not hits:
+            return None
+        # Without a sink the first hit is asked for, with one its last hit is the closest to it.
+        op = source.op(hits[-1] if sink else hits[0])
+        if op is None:
+            return None
+        if sink:
+            doubts += (f"the sink names no op: {display(op.name)}, the last bad one, was taken",)
+    return walk.run_from_op(op, kind or _kind_of(op), doubts)
+
+
+def _is_blamable(source: OpSource, op_id: int) -> bool:
+    op = source.op(op_id)
+    return op is not None and not op.flags & (OpFlag.GARBAGE | OpFlag.CONSTANT)
+
+
+def _kind_of(op: Op) -> Bad:
+    states = [state_of_stats(o.stats) for o in op.outputs if o.stats is not None]
+    if any(state.sure & Bad.NAN for state in states) or not states:
+        return Bad.NAN
+    return Bad.INF
+
+
+def _sink_kind(sink: Mapping[str, Any], otherwise: Bad) -> Bad:
+    stats = describe.stats_of_sink(sink)
+    if stats is None or not stats.nonfinite:
+        return otherwise
+    return Bad.NAN if stats.nan else Bad.INF
+
+
+def _word(kind: Bad) -> str:
+    return "inf" if kind is Bad.INF else "nan"
+
+
+def _made_nan(link: Link) -> Op | None:
+    """Return the op on the way that made a NaN of the Inf it read."""
+    while link.towards_sink is not None:
+        if link.kind is Bad.INF and link.towards_sink.kind is Bad.NAN:
+            return link.towards_sink.op
+        link = link.towards_sink
+    return None
+
+
+def _first_backward(link: Link | None) -> Op | None:
+    while link is not None:
+        if link.op.phase is Phase.BACKWARD:
+            return link.op
+        link = link.towards_sink
+    return None
+
+
+def _doubts(cause: Cause, op: Op) -> list[str]:
+    doubts = list(dict.fromkeys(cause.reasons))
+    if op.flags & OpFlag.INEXACT_SOURCE:
+        doubts.append("the source line is the nearest known one, not certainly this op's")
+    return doubts
+
+
+def _first_cause(case: Case, told: Advice, known: Context, *, exact: bool) -> Json:
+    op = case.op
+    batch_size = known.batch_size(op.step)
+    bad_data = case.origin in ("data", "outside")
+    first: Json = {
+        "kind": _word(case.kind),
+        "op": op.name,
+        "phase": "data" if bad_data else op.phase.label,
+        "step": op.step,
+        "rank": op.rank,
+        "module": op.module or (case.forward.module if case.forward else "") or None,
+        "source": describe.source(case.frame),
+        "inputs": [describe.tensor(t, batch_size=batch_size) for t in op.inputs],
+        "outputs": [describe.tensor(t, batch_size=batch_size) for t in op.outputs],
+        "why": told.why,
+        "fix": told.fix,
+        "exact": exact,
+        "rule": told.rule,
+        "origin": case.origin,
+        "op_id": op.op_id,
+    }
+    if case.forward is not None:
+        first["forward"] = describe.op_summary(case.forward, case.forward.source)
+        first["forward"]["inputs"] = [
+            describe.tensor(t, batch_size=batch_size) for t in case.forward.inputs
+        ]
+    if op.flags & OpFlag.COMPILED:
+        first["compiled"] = True
+    if op.flags & OpFlag.REPLAYED:
+        first["replayed"] = True
+    return first
+
+
+def _message(case: Case, first: Json, sink: Mapping[str, Any], *, masked: bool) -> str:
+    word = "NaN" if first["kind"] == "nan" else "Inf"
+    frame = case.frame
+    place = f" at {frame.file}:{frame.line}" if frame else ""
+    made = f"{word} first made by {display(case.op.name)} ({first['phase']}){place}"
+    if case.origin in ("data", "outside"):
+        made = f"{word} came in with the data, first seen by {display(case.op.name)}{place}"
+    elif case.origin == "parameter":
+        made = f"{word} was already in a parameter read by {display(case.op.name)}{place}"
+    if masked:
+        return f"{made}; it reached no loss, gradient or parameter"
+    if not sink:
+        return made
+    return f"{made}; it reached {sink_words(sink)}"
+
+
+def sink_words(sink: Mapping[str, Any]) -> str:
+    """Write a sink for a person: ``the gradient of 0.weight``."""
+    kind, name = sink.get("sink"), sink.get("name") or ""
+    if kind == "gradient":
+        return f"the gradient of {name}"
+    if kind == "parameter":
+        return f"parameter {name}"
+    if kind == "loss":
+        return "the loss" if name in ("", "loss") else f"the loss ({name})"
+    if kind == "read":
+        return f"a value the program read{f' ({name})' if name else ''}"
+    return f"{kind} {name}".strip()
+
+
+def _path(source: OpSource, case: Case, link: Link | None) -> list[Json]:
+    path: list[Json] = []
+    first = link
+    while link is not None:
+        note = _note(case, link, first=link is first)
+        path.append(describe.op_summary(link.op, frame_of(source, link.op), note))
+        if link is first and case.hidden_by is not None and case.hidden_by is not link.op:
+            name = display(case.hidden_by.name)
+            how = "not selected" if canonical(case.hidden_by.name) == "where" else "removed"
+            path.append(
+                describe.op_summary(
+                    case.hidden_by,
+                    frame_of(source, case.hidden_by),
+                    f"hidden in the forward pass: {how} by {name}",
+                )
+            )
+        link = link.towards_sink
+    if len(path) > _MAX_PATH:
+        left_out = len(path) - _MAX_PATH
+        half = _MAX_PATH // 2
+        gap: Json = dict.fromkeys(path[0])
+        gap["note"] = f"{left_out} more ops"
+        path = [*path[:half], gap, *path[-half:]]
+    return path
+
+
+def _note(case: Case, link: Link, *, first: bool) -> str:
+    op = link.op
+    if case.nan_op is op and not first:
+        return _arithmetic(op)
+    out = next((o.stats for o in op.outputs if o.stats is not None and o.stats.nonfinite), None)
+    if out is None:
+        return ""
+    parts = []
+    if out.posinf + out.neginf:
+        parts.append(f"inf {out.posinf + out.neginf}")
+    if out.nan:
+        parts.append(f"nan {out.nan}")
+    return f"{' '.join(parts)} of {out.numel}"
+
+
+def _arithmetic(op: Op) -> str:
+    """Write how an op makes a NaN of an Inf."""
+    name = canonical(op.name)
+    if name == "mul":
+        return "0 * inf = nan"
+    if name == "div":
+        return "inf / inf = nan"
+    if name in ("add", "sub", "rsub", "sum", "mean", "cumsum", "var", "std", "var_mean"):
+        return "inf - inf = nan"
+    if "softmax" in name or "norm" in name:
+        return "inf - inf = nan inside"
+    if name in ("mm", "bmm", "addmm", "baddbmm", "matmul", "linear", "convolution"):
+        return "0 * inf or inf - inf in a sum of products = nan"
+    return "turns inf into nan"
+
+
+def _unexplained(sink: Mapping[str, Any]) -> Json:
+    kind = _word(_sink_kind(sink, Bad.NAN))
+    message = (
+        f"{'NaN' if kind == 'nan' else 'Inf'} in {sink_words(sink)}, but no recorded op holds one"
+        if sink
+        else "no non-finite value was recorded"
+    )
+    return {
+        "rule": "not-recorded",
+        "severity": "error" if sink else "info",
+        "verdict": "non-finite" if sink else "clean",
+        "kind": kind,
+        "step": sink.get("step"),
+        "rank": 0,
+        "source": None,
+        "message": message,
+        "advice": 'record more of the run: start earlier, or use capture="ops"',
+        "first_cause": None,
+        "sink": sink_json(sink, Context()) if sink else None,
+        "path": [],
+        "hidden_by": None,
+        "data": None,
+        "exact": False,
+        "doubts": ["no op that leads to it was recorded"],
+    }

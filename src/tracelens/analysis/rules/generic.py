@@ -1,0 +1,82 @@
+"""What can be said of any op: the honest last resort, and causes that are not ops."""
+
+from __future__ import annotations
+
+from tracelens.analysis.rules.case import Advice, Case, bad_counts, outcome, say, shown
+from tracelens.analysis.state import Bad
+
+
+def unknown_op(case: Case) -> Advice:
+    """Explain an op without a rule: what was measured, and how to look closer."""
+    word = "NaN" if case.kind is Bad.NAN else "Inf"
+    name = shown(case.op)
+    largest = case.largest_input()
+    ranged = f"its inputs were finite (largest magnitude {say(largest)})"
+    if largest is None:
+        ranged = "no bad input was seen"
+    told = outcome(case)
+    made = f"{name} is where the first {word} appears: {ranged}" + (f", {told}" if told else "")
+    limit = case.limits
+    if case.kind is Bad.INF and limit is not None:
+        made += f"; the largest {case.dtype} is {say(limit.largest)}"
+    where = "the input of its forward op" if case.backward else "its inputs"
+    return Advice(
+        "non-finite-origin",
+        f"{made}. No rule is known for this op.",
+        f"check {where} against the op's domain and clamp them, or compute in a wider dtype; "
+        'tl.tap(x, "name") before the line records the values',
+    )
+
+
+def came_in(case: Case) -> Advice | None:
+    """Explain causes that no op computed: data, parameters, constants, memory, lost records."""
+    tensor = case.tensor
+    counts = f" ({bad_counts(tensor)})" if tensor is not None and tensor.stats else ""
+    name = shown(case.op)
+    if case.origin == "data":
+        return Advice(
+            "bad-data",
+            f"the batch already held non-finite values when {name} handed it over{counts}.",
+            "find the samples named here in the data set and repair or drop them: "
+            "x = torch.nan_to_num(x), or keep = torch.isfinite(x).flatten(1).all(1)",
+        )
+    if case.origin == "outside":
+        return Advice(
+            "bad-outside-value",
+            f"an input of {name} was already non-finite{counts}; no recorded op wrote it, so it "
+            "came from outside: data, a file, numpy, or code before recording began.",
+            "check where this tensor is made: assert torch.isfinite(x).all() there",
+        )
+    if case.origin == "parameter":
+        return Advice(
+            "bad-parameter",
+            f"a parameter read by {name} was already non-finite{counts} before anything recorded "
+            "wrote it: a bad checkpoint, initialisation, or an update before recording began.",
+            "check the weights after loading: all(torch.isfinite(p).all() for p in "
+            "model.parameters()), and start recording earlier if training made them bad",
+        )
+    if case.origin == "uninitialised":
+        return Advice(
+            "uninitialised-memory",
+            f"the output of {name} was read before anything wrote it: it holds whatever was in "
+            "memory.",
+            "use torch.zeros (or fill the tensor) instead of torch.empty, or slice off the part "
+            "that was never written",
+        )
+    if case.origin == "constant":
+        word = "NaN" if case.kind is Bad.NAN else "Inf"
+        return Advice(
+            "non-finite-constant",
+            f"{name} writes a constant {word} on purpose{counts}, and it was used as a value "
+            "instead of being masked away.",
+            "make sure that what is masked is never selected: check the targets and the mask, "
+            "or use a large finite value such as torch.finfo(x.dtype).min",
+        )
+    if case.origin == "unresolved":
+        return Advice(
+            "lost-trail",
+            f"{name} is the earliest bad op that is still known; what wrote its bad input was "
+            "not recorded.",
+            'record more of the run (a larger ring, or capture="ops"), or start recording earlier',
+        )
+    return None

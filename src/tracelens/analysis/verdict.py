@@ -1,0 +1,156 @@
+"""The verdict on a trace: what ``tracelens why --json`` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from typing import Any
+
+from tracelens.analysis import cause
+from tracelens.analysis.context import Context
+from tracelens.analysis.names import FILLS, canonical
+from tracelens.analysis.source import OpSource
+from tracelens.analysis.state import Bad, Values, state_of_stats
+from tracelens.analysis.walk import Cause, Link, looks_like_mask
+from tracelens.events import Op, OpFlag, Phase
+
+Json = dict[str, Any]
+Event = Mapping[str, Any]
+
+SHORT = ("rule", "severity", "source", "message", "advice", "step")
+_MAX_SINKS = 32
+_MAX_HITS = 2048
+_MAX_MASKED = 8
+
+
+def verdict(
+    source: OpSource, events: Iterable[Event], trace_info: Mapping[str, Any] | None = None
+) -> Json:
+    """Return the verdict on a recording.
+
+    Args:
+        source: the recorded ops.
+        events: the trace's events, dicts with the kind under ``"t"``.
+        trace_info: what the caller wants under ``"trace"`` (path, state, framework).
+
+    Returns:
+        ``{"verdict": "non-finite"|"masked"|"clean", "first_cause", "sink", "path", "findings",
+        "trace"}`` and, of the finding shown, ``data``, ``hidden_by``, ``exact``, ``doubts``.
+        Stored findings are used as they are; a run that was killed before it could explain its
+        sinks is explained now, from the sinks or else from the ops that were hit.
+    """
+    all_events = list(events)
+    known = Context.of_events(all_events)
+    found = [dict(event) for event in all_events if event.get("t") == "finding"]
+    sinks = [event for event in all_events if event.get("t") == "sink"]
+    if not any(each.get("severity") == "error" for each in found):
+        found += _explain_sinks(source, sinks, known)
+    found = [each for each in found if not scaler_handled(each, known)]
+    real = [each for each in found if each.get("severity") == "error"]
+    told = "non-finite" if real else "clean"
+    if not real:
+        found = [each for each in found if each.get("verdict") == "masked"]
+        found = found or list(_masked(source, known))
+        told = "masked" if found else "clean"
+    shown = min(real or found, key=_when, default=None)
+    rest = [each for each in found if each is not shown]
+    return {
+        "verdict": told,
+        "first_cause": shown.get("first_cause") if shown else None,
+        "sink": shown.get("sink") if shown else None,
+        "path": shown.get("path", []) if shown else [],
+        "findings": [
+            {key: each.get(key) for key in SHORT} for each in ([shown] if shown else []) + rest
+        ],
+        "data": shown.get("data") if shown else None,
+        "hidden_by": shown.get("hidden_by") if shown else None,
+        "exact": bool(shown.get("exact", False)) if shown else True,
+        "doubts": shown.get("doubts", []) if shown else [],
+        "trace": dict(trace_info or {}),
+    }
+
+
+def scaler_handled(finding: Mapping[str, Any], known: Context) -> bool:
+    """Tell whether a gradient scaler expected and skipped this overflow.
+
+    Scaling acts on the loss and what follows it, so a cause in the forward pass or the data is
+    real even in a step that the scaler skipped.
+    """
+    steps = {note.get("step") for note in known.notes if note.get("kind") == "overflow_handled"}
+    if finding.get("step") not in steps:
+        return False
+    first = finding.get("first_cause") or {}
+    frame = first.get("source") or {}
+    scaled = canonical(str(first.get("op", ""))) == "mul" and ".scale(" in str(frame.get("code"))
+    sink = finding.get("sink") or {}
+    if sink.get("sink") == "parameter":
+        return False
+    return scaled or first.get("phase") in (None, "backward", "optimizer")
+
+
+def _explain_sinks(source: OpSource, sinks: list[Event], known: Context) -> list[Json]:
+    """Explain sinks in order until one is real; the rest of its step are its echoes."""
+    context = {"data": known.data, "steps": known.steps, "notes": known.notes}
+    found = []
+    ordered = sorted(sinks, key=lambda sink: (int(sink.get("step", 0)), int(sink.get("t_ns", 0))))
+    for sink in islice(ordered, _MAX_SINKS):
+        told = cause.explain(source, sink, context=context)
+        found.append(told)
+        if told["severity"] == "error" and not scaler_handled(told, known):
+            break
+    return found
+
+
+def _masked(source: OpSource, known: Context) -> Iterable[Json]:
+    """Yield the places that made a non-finite value which reached no sink."""
+    values = Values(source)
+    handled = {note.get("step") for note in known.notes if note.get("kind") == "overflow_handled"}
+    places: set[tuple[Any, ...]] = set()
+    for op_id in islice(source.hits(None), _MAX_HITS):
+        op = source.op(op_id)
+        if op is None or (op.step in handled and op.phase in (Phase.BACKWARD, Phase.OPTIMIZER)):
+            continue
+        kind = origin_kind(values, op)
+        if kind is Bad.NONE:
+            continue
+        frame = cause.frame_of(source, op)
+        place = (frame.file, frame.line) if frame else (op.name, op.module)
+        if place in places:
+            continue
+        places.add(place)
+        found = Cause("data" if is_data(op) else "op", kind, Link(op, -1, kind, None), None)
+        yield cause.finding(source, values, found, {}, known, masked=True)
+        if len(places) >= _MAX_MASKED:
+            return
+
+
+def is_data(op: Op) -> bool:
+    """Tell whether an op hands over a batch rather than computes one."""
+    return op.phase is Phase.DATA and all(tensor.value_id < 0 for tensor in op.inputs)
+
+
+def origin_kind(values: Values, op: Op) -> Bad:
+    """Return the kind of non-finite value an op is the origin of, ``NONE`` if it is not one."""
+    if op.flags & OpFlag.GARBAGE:
+        return Bad.NONE
+    made = Bad.NONE
+    for output in op.outputs:
+        if output.stats is None or (is_data(op) and looks_like_mask(output.stats)):
+            continue
+        made |= state_of_stats(output.stats).sure
+    if op.flags & OpFlag.CONSTANT:
+        made = Bad.NONE if canonical(op.name) in FILLS else made & Bad.NAN
+    had = Bad.NONE
+    for tensor in op.inputs:
+        had |= values.of_input(tensor).possible
+    if made & Bad.NAN and not had & Bad.NAN:
+        return Bad.NAN
+    if made & Bad.INF and not had:
+        return Bad.INF
+    return Bad.NONE
+
+
+def _when(finding: Mapping[str, Any]) -> tuple[int, int]:
+    first = finding.get("first_cause") or {}
+    step = finding.get("step")
+    return int(step) if step is not None else 0, int(first.get("op_id", 0))
