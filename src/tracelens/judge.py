@@ -53,31 +53,40 @@ class Judge:
         session = self._session
         found: list[dict[str, Any]] = []
         try:
-            from tracelens.analysis import cause
-            from tracelens.analysis.live import RingOps
-
-            source = RingOps(session.writer.committed(), session.writer.strings, rank=session.rank)
-            context = session.context()
-            for sink in sinks:
-                finding = cause.explain(source, sink, context=context)
-                key = _key(sink, finding)
-                earlier = self._seen.get(key)
-                if earlier is not None:
-                    earlier["count"] = int(earlier.get("count", 1)) + 1
-                    continue
-                finding.setdefault("sink", sink)
-                finding["count"] = 1
-                self._seen[key] = finding
-                found.append(finding)
+            found = self._explained(sinks)
         except Exception as error:
             session.note("hook_failed", f"explaining a sink failed: {error!r}", severity="error")
         for finding in found:
             session.writer.event("finding", **finding)
-        if sinks:
-            steps = [int(sink.get("step", session.current_step)) for sink in sinks]
-            session.writer.keep(max(0, min(steps) - _KEPT_STEPS_BEFORE), max(steps))
+        steps = [int(sink.get("step", session.current_step)) for sink in sinks]
+        session.writer.keep(max(0, min(steps) - _KEPT_STEPS_BEFORE), max(steps))
         self.findings.extend(found)
         return found
+
+    def _explained(self, sinks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        from tracelens.analysis import cause
+        from tracelens.analysis.context import Context
+        from tracelens.analysis.live import RingOps
+        from tracelens.analysis.verdict import scaler_handled
+
+        session = self._session
+        source = RingOps(session.writer.committed(), session.writer.strings, rank=session.rank)
+        context = session.context()
+        known = Context.of(context)
+        new: list[dict[str, Any]] = []
+        for sink in sinks:
+            finding = cause.explain(source, sink, context=context)
+            if scaler_handled(finding, known):
+                continue
+            key = _key(sink, finding)
+            earlier = self._seen.get(key)
+            if earlier is not None:
+                earlier["count"] += 1
+                continue
+            finding["count"] = 1
+            self._seen[key] = finding
+            new.append(finding)
+        return new
 
     def act(self) -> None:
         """Warn, raise or break for the findings not yet announced.
@@ -94,36 +103,31 @@ class Judge:
             for finding in new:
                 warnings.warn(one_line(finding), NonFiniteWarning, stacklevel=_user_depth())
         elif mode == "raise":
-            raise NonFiniteError(self.text(new[0]), new[0])
+            raise NonFiniteError(text(new[0]), new[0])
         else:
             self._break(new[0])
-
-    def text(self, finding: dict[str, Any]) -> str:
-        """Return the text report of a finding; its one sentence if it cannot be rendered."""
-        from tracelens.analysis import report
-
-        try:
-            return report.render(self._session.why(finding), color=False)
-        except Exception:
-            return one_line(finding)
 
     def _break(self, finding: dict[str, Any]) -> None:
         import pdb
 
-        sys.stderr.write(self.text(finding) + "\n")
+        sys.stderr.write(text(finding) + "\n")
         frame = user_frame()
         if frame is not None:
             pdb.Pdb().set_trace(frame)
 
 
-def one_line(finding: dict[str, Any]) -> str:
-    """Return the one-sentence message of a finding.
+def text(finding: dict[str, Any]) -> str:
+    """Return the text report of a finding."""
+    from tracelens.analysis.report import render
 
-    Examples:
-        >>> one_line({"message": "aten::log made 1 Inf"})
-        'aten::log made 1 Inf'
-    """
-    return str(finding.get("message") or "a non-finite value was found")
+    return render(finding)
+
+
+def one_line(finding: dict[str, Any]) -> str:
+    """Return the one-sentence message of a finding."""
+    from tracelens.analysis.report import one_sentence
+
+    return one_sentence(finding)
 
 
 def user_frame() -> FrameType | None:

@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from enum import IntEnum
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from tracelens import discovery
 from tracelens.config import DIRECTORY, Config
 from tracelens.errors import NonFiniteError, SessionError
-from tracelens.judge import Judge, one_line
+from tracelens.judge import Judge, one_line, text
 
 if TYPE_CHECKING:
     from tracelens.backend import Backend
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 _current: Session | None = None
 _SUFFIX = ".tltrace"
+_REMEMBERED_EVENTS = 64
 
 
 class Mark(IntEnum):
@@ -75,6 +77,9 @@ class Session:
         self._depth = 0
         self._running = False
         self._uncommitted: dict[str, Any] | None = None
+        self._recent: dict[str, deque[dict[str, Any]]] = {
+            kind: deque(maxlen=_REMEMBERED_EVENTS) for kind in ("step", "data", "note")
+        }
         self._pid = os.getpid()
         self.opened_by = "tl.trace"
 
@@ -265,7 +270,7 @@ class Session:
         self._judge.explain()
         for finding in self._judge.findings[known:]:
             if (finding.get("sink") or {}).get("sink") == "check":
-                raise NonFiniteError(self._judge.text(finding), finding)
+                raise NonFiniteError(text(finding), finding)
 
     def _offer(self, method: str, value: Any, name: str) -> bool:
         """Give a value to the backend whose framework it belongs to."""
@@ -307,13 +312,23 @@ class Session:
         self, kind: str, message: str, severity: str = "info", step: int | None = None
     ) -> None:
         """Write a note into the trace."""
-        self.writer.event(
+        self.event(
             "note",
             kind=kind,
             severity=severity,
             message=message,
             step=self.current_step if step is None else step,
         )
+
+    def event(self, t: str, **fields: Any) -> None:
+        """Write an event into the trace and remember it for explanations.
+
+        Args:
+            t: ``"step"``, ``"data"`` or ``"note"``.
+            **fields: its keys (see ``docs/design.md``).
+        """
+        self._recent[t].append({"t": t, **fields})
+        self.writer.event(t, **fields)
 
     @property
     def backends(self) -> tuple[Backend, ...]:
@@ -328,23 +343,11 @@ class Session:
         return list(self._judge.findings)
 
     def context(self) -> dict[str, Any]:
-        """What the analysis may want to know about this session."""
+        """What the analysis may want to know beside the ops: recent events by kind."""
         return {
-            "trace": str(self.path),
-            "rank": self.rank,
-            "step": self.current_step,
-            "capture": self.config.capture,
-        }
-
-    def why(self, finding: dict[str, Any]) -> dict[str, Any]:
-        """Return one finding in the shape of ``tracelens why --json``."""
-        return {
-            "verdict": "non-finite",
-            "first_cause": finding.get("first_cause"),
-            "sink": finding.get("sink"),
-            "path": finding.get("path", []),
-            "findings": [finding],
-            "trace": {"path": str(self.path)},
+            "data": list(self._recent["data"]),
+            "steps": list(self._recent["step"]),
+            "notes": list(self._recent["note"]),
         }
 
     def announce(self, *, always: bool = False) -> None:
@@ -415,7 +418,7 @@ class Session:
                 for name, value in event["scalars"].items()
                 if (number := _number(value)) is not None
             }
-            self.writer.event("step", **event)
+            self.event("step", **event)
 
     def _scalars(self, scalars: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in scalars.items() if value is not None}

@@ -25,7 +25,8 @@ class Why(Command):
 
     def run(self, options: argparse.Namespace) -> int:
         """Print the report."""
-        from tracelens.analysis import report, verdict
+        from tracelens.analysis import report
+        from tracelens.analysis.verdict import verdict
         from tracelens.storage.reader import open_trace
 
         with open_trace(options.trace) as reader:
