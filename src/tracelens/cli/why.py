@@ -25,16 +25,16 @@ class Why(Command):
 
     def run(self, options: argparse.Namespace) -> int:
         """Print the report."""
-        from tracelens.analysis import report
-        from tracelens.analysis.verdict import verdict
+        from tracelens.analysis.report import render
+        from tracelens.diagnosis import diagnose
         from tracelens.storage.reader import open_trace
 
         with open_trace(options.trace) as reader:
-            why = verdict(reader, reader.events())
+            why = diagnose(reader)
         if options.json:
             print_json(why)
         else:
-            print_text(report.render(why, color=_wants_color()))
+            print_text(render(why, color=_wants_color()))
         return EXIT_FINDINGS if why["verdict"] == "non-finite" else EXIT_OK
 
 
