@@ -24,6 +24,7 @@ LOOKS = frozenset({"read", "tap", "data"})
 """Sinks where a value is only looked at: a constant Inf there was put there on purpose."""
 
 _MAX_PATH = 64
+_MAX_PRODUCERS = 4
 
 
 def explain(
@@ -79,7 +80,9 @@ def finding(
     hidden_by = None
     if masked or (op.phase is not Phase.BACKWARD and _first_backward(cause.link) is not None):
         phase = None if masked else op.phase
-        hidden_by = masks.find_mask(source, values, op, phase=phase)
+        hidden_by = masks.find_mask(source, op, phase=phase)
+    elif op.phase is Phase.BACKWARD and forward is not None:
+        hidden_by = masks.selecting_where(source, forward)
     case = Case(
         op=op,
         kind=cause.kind,
@@ -91,6 +94,7 @@ def finding(
         hidden_by=hidden_by,
         sink=sink,
         losses=known.losses(op.step),
+        made_by=_made_by(source, forward if op.phase is Phase.BACKWARD and forward else op),
     )
     told = advise(case)
     doubts = _doubts(cause, op)
@@ -118,6 +122,15 @@ def finding(
         "exact": not doubts,
         "doubts": doubts,
     }
+
+
+def _made_by(source: OpSource, op: Op) -> list[str]:
+    """Return the canonical names of the ops that wrote an op's first inputs."""
+    names = []
+    for tensor in op.inputs[:_MAX_PRODUCERS]:
+        writer = source.op(producer_id(tensor.value_id))
+        names.append(canonical(writer.name) if writer is not None else "")
+    return names
 
 
 def frame_of(source: OpSource, op: Op) -> Source | None:
@@ -285,14 +298,15 @@ def _path(source: OpSource, case: Case, link: Link | None) -> list[Json]:
     while link is not None:
         note = _note(case, link, first=link is first)
         path.append(describe.op_summary(link.op, frame_of(source, link.op), note))
-        if link is first and case.hidden_by is not None and case.hidden_by is not link.op:
+        if link is first and case.hidden_by is not None and not case.backward:
             name = display(case.hidden_by.name)
-            how = "not selected" if canonical(case.hidden_by.name) == "where" else "removed"
             path.append(
                 describe.op_summary(
                     case.hidden_by,
                     frame_of(source, case.hidden_by),
-                    f"hidden in the forward pass: {how} by {name}",
+                    f"hidden: {name} did not select it"
+                    if canonical(case.hidden_by.name) == "where"
+                    else f"hidden by {name}",
                 )
             )
         link = link.towards_sink

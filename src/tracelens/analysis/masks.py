@@ -6,20 +6,27 @@ from collections import deque
 
 from tracelens.analysis.names import MASKS, PREDICATES, canonical
 from tracelens.analysis.source import ConsumerSource, OpSource
-from tracelens.analysis.state import Values
 from tracelens.events import SLOT_BITS, Op, OpFlag, Phase
 
 _MAX_OPS = 512
 
 
-def find_mask(
-    source: OpSource, values: Values, origin: Op, *, phase: Phase | None = None
-) -> Op | None:
+def selecting_where(source: OpSource, op: Op) -> Op | None:
+    """Return the ``where`` that reads the op's first output, ``None`` if there is none."""
+    if not isinstance(source, ConsumerSource):
+        return None
+    for reader in source.consumers(op.op_id << SLOT_BITS):
+        other = source.op(reader)
+        if other is not None and canonical(other.name) in ("where", "select_v2"):
+            return other
+    return None
+
+
+def find_mask(source: OpSource, origin: Op, *, phase: Phase | None = None) -> Op | None:
     """Return the first op that read the origin's bad output, directly or not, and hid it.
 
     Args:
         source: the recorded ops; one without ``consumers`` gives no answer.
-        values: states of values in that source.
         origin: the op whose output is bad.
         phase: look only at ops of this phase, if given.
 

@@ -80,9 +80,7 @@ class Graph:
         dtype: str = "float32",
     ) -> Value:
         """A tensor that no recorded op wrote."""
-        return Value(
-            _record(NO_ID, shape, dtype, nan, posinf, neginf, vmin, vmax, None, parameter)
-        )
+        return Value(_record(NO_ID, shape, dtype, nan, posinf, neginf, vmin, vmax, None, parameter))
 
     def __call__(self, name: str, *inputs: Value, **about: Any) -> Value:
         return self.add(name, *inputs, **about)

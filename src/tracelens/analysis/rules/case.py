@@ -42,6 +42,7 @@ class Case:
         hidden_by: the forward op that hid the value, if one did.
         sink: the sink event.
         losses: ``(step, loss)`` of earlier steps, oldest first.
+        made_by: canonical names of the ops that wrote the inputs, empty where unknown.
     """
 
     op: Op
@@ -54,6 +55,7 @@ class Case:
     hidden_by: Op | None = None
     sink: Mapping[str, Any] = field(default_factory=dict)
     losses: Sequence[tuple[int, float]] = ()
+    made_by: Sequence[str] = ()
 
     @property
     def name(self) -> str:
@@ -107,6 +109,12 @@ class Case:
         """Return the largest finite magnitude among the measured inputs."""
         return magnitude(self.measured(i) for i in range(len(self.inputs)))
 
+    def read(self, index: int = 0) -> TensorRecord | None:
+        """Return what the user's op read: the forward op's input if the backward one is blamed."""
+        if self.backward and self.forward is not None:
+            return self.forward_input(index)
+        return self.measured(index)
+
     def forward_input(self, index: int = 0) -> TensorRecord | None:
         """Return what is known of an input of the forward op, if its values were measured."""
         if self.forward is None or index >= len(self.forward.inputs):
@@ -116,6 +124,8 @@ class Case:
 
 
 Rule = Callable[[Case], "Advice | None"]
+Table = Mapping[str, Sequence[Rule]]
+"""Space-separated canonical op names, and the rules to try for them in order."""
 
 
 def magnitude(tensors: Iterable[TensorRecord | None]) -> float | None:
@@ -141,6 +151,54 @@ def say(value: float | None) -> str:
     if float(value).is_integer() and abs(value) < 1e6:
         return str(int(value))
     return f"{value:.4g}"
+
+
+def low(tensor: TensorRecord | None) -> float | None:
+    """Return a tensor's smallest finite value, ``None`` if it was not measured."""
+    return tensor.stats.vmin if tensor is not None and tensor.stats is not None else None
+
+
+def high(tensor: TensorRecord | None) -> float | None:
+    """Return a tensor's largest finite value, ``None`` if it was not measured."""
+    return tensor.stats.vmax if tensor is not None and tensor.stats is not None else None
+
+
+def may_hold(tensor: TensorRecord | None, value: float) -> bool | None:
+    """Tell whether a tensor can hold a value, by its range; ``None`` if it was not measured."""
+    bottom, top = low(tensor), high(tensor)
+    if tensor is None or tensor.stats is None or bottom is None or top is None:
+        return None
+    if value == 0 and tensor.stats.zero is not None:
+        return tensor.stats.zero > 0
+    return bottom <= value <= top
+
+
+def tiny(dtype: str) -> str:
+    """Return a literal for an epsilon that the dtype can hold: float16 rounds 1e-12 to 0.
+
+    >>> tiny("float32"), tiny("float16"), tiny("")
+    ('1e-12', '6.104e-05', '1e-12')
+    """
+    limit = limits(dtype)
+    usual = 1e-12
+    return say(usual if limit is None else max(usual, limit.smallest_normal))
+
+
+def growth(case: Case) -> str:
+    """Say that training diverged, if the logged losses show it; else nothing.
+
+    Told when the last loss is over 100 times the smallest one: ordinary noise stays below that.
+    """
+    if len(case.losses) < 2:
+        return ""
+    step, least = min(case.losses, key=lambda entry: abs(entry[1]))
+    last_step, last = case.losses[-1]
+    if last_step <= step or abs(last) <= 100 * max(abs(least), 1e-3):
+        return ""
+    return (
+        f" The loss grew from {say(least)} at step {step} to {say(last)} at step {last_step}: "
+        "training had diverged."
+    )
 
 
 def bad_counts(tensor: TensorRecord) -> str:

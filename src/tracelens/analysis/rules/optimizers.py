@@ -1,0 +1,80 @@
+"""Optimizer updates: an eps that the dtype rounds to 0, divergence, overflowed moments."""
+
+from __future__ import annotations
+
+from tracelens.analysis.rules.case import (
+    Advice,
+    Case,
+    growth,
+    may_hold,
+    say,
+    shown,
+    then,
+)
+from tracelens.analysis.state import Bad
+from tracelens.events import Phase
+
+_DIVIDES = ("addcdiv", "div", "reciprocal", "rsqrt")
+_ADAM_EPS = 1e-8  # default of torch.optim.Adam, AdamW, RMSprop and NAdam
+
+
+def update(case: Case) -> Advice | None:
+    """Explain an op of an optimizer step."""
+    if case.op.phase is not Phase.OPTIMIZER:
+        return None
+    fused = case.name.startswith(("_fused", "resource_apply"))
+    if case.name in _DIVIDES or (fused and case.kind is Bad.NAN):
+        return _zero_denominator(case)
+    if case.kind is Bad.INF:
+        return _overflow(case)
+    if case.name == "sqrt":
+        return Advice(
+            "optimizer-negative-moment",
+            f"{shown(case.op)} of a negative second moment{then(case)}: the optimizer state was "
+            "changed from outside, or loaded wrong.",
+            "reset the optimizer state (a new optimizer), and check what was loaded into it",
+        )
+    return None
+
+
+def _zero_denominator(case: Case) -> Advice:
+    limit = case.limits
+    denominator = case.measured(len(case.inputs) - 1)
+    zero = may_hold(denominator, 0.0)
+    told = "0 / 0" if case.kind is Bad.NAN else "x / 0"
+    if limit is not None and limit.smallest / 2 > _ADAM_EPS:
+        why = (
+            f"{shown(case.op)} divides by sqrt(v) + eps, which is 0: eps = {say(_ADAM_EPS)} is 0 "
+            f"in {case.dtype} (smallest {say(limit.smallest)}), and v is 0 where the gradient was "
+            f"0 or its square underflowed: {told}{then(case)}."
+        )
+        fix = (
+            f"eps >= 1e-4 for {case.dtype} parameters, or keep float32 master weights "
+            "(autocast instead of model.half())"
+        )
+        return Advice("optimizer-eps-underflow", why, fix)
+    counted = ""
+    if zero and denominator is not None and denominator.stats and denominator.stats.zero:
+        counted = f" ({denominator.stats.zero} elements)"
+    return Advice(
+        "optimizer-zero-denominator",
+        f"{shown(case.op)} divides by 0{counted} in the update: {told}{then(case)}. The eps of the "
+        "optimizer is 0 or too small, and the gradient of those elements was 0.",
+        "give the optimizer eps=1e-8 (float16: 1e-4)",
+    )
+
+
+def _overflow(case: Case) -> Advice:
+    limit = case.limits
+    top = case.largest_input()
+    largest = f", limit for {case.dtype} is {say(limit.largest)}" if limit else ""
+    squared = ""
+    if case.name in ("addcmul", "mul", "square", "pow") and limit is not None:
+        squared = f" (squares overflow from {say(limit.sqrt_limit)} on)"
+    return Advice(
+        "optimizer-overflow",
+        f"{shown(case.op)} of the update overflows: largest input {say(top)}{largest}{squared}"
+        f"{then(case)}." + growth(case),
+        "lower the learning rate, clip gradients before the step "
+        "(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)), or warm the rate up",
+    )
