@@ -1,0 +1,211 @@
+"""PyTorch's side of a session: picks an engine, installs the hooks, names what went wrong."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tracelens_torch import amp, compiled, data, update
+from tracelens_torch.engines import Engine, choose
+from tracelens_torch.hooks import install_updates, names_of, parameters_of
+from tracelens_torch.modules import ModuleNames
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+    from tracelens.session import Session
+
+
+class TorchBackend:
+    """Observes PyTorch. Made and driven by `tracelens.session.Session`."""
+
+    name = "torch"
+
+    def __init__(self) -> None:
+        self._engine: Engine | None = None
+        self._sentinel: Any = None
+        self._uninstall: list[Callable[[], None]] = []
+
+    def start(self, session: Session) -> None:
+        """Begin to observe.
+
+        Args:
+            session: the recording; its writer is open.
+        """
+        self._session = session
+        self._modules = ModuleNames(self._forget_modules)
+        self._engine, self._reason = choose(session, self._modules)
+        self._engine.start()
+        self._data = data.install_data(self._engine, session)
+        self._uninstall.append(self._data)
+        self._uninstall.append(amp.install_amp(session))
+        self._compiled = compiled.CompileWatch(session)
+        if self._engine.name == "sentinel":
+            self._sentinel = self._engine
+            self._sentinel.attach(self._data)
+        else:
+            self._uninstall.append(install_updates(self))
+
+    def stop(self) -> None:
+        """Stop observing and leave torch as it was found."""
+        for uninstall in reversed(self._uninstall):
+            uninstall()
+        self._uninstall.clear()
+        engine, self._engine = self._engine, None
+        if self._sentinel is not None and self._sentinel is not engine:
+            self._sentinel.stop()
+        self._sentinel = None
+        if engine is not None:
+            engine.stop()
+
+    def abandon(self) -> None:
+        """In a forked child: take the hooks off and write nothing more."""
+        for uninstall in reversed(self._uninstall):
+            uninstall()
+        self._uninstall.clear()
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.abandon()
+
+    def begin_step(self, step: int, *, active: bool) -> None:
+        """A step begins."""
+        engine = self._running()
+        engine.begin_step(step, active)
+        if self._sentinel is None:
+            if self._compiled.poll():
+                self._add_sentinel("compiled regions")
+        elif self._sentinel is not engine:
+            self._sentinel.begin_step(step, active)
+
+    def end_step(self, step: int) -> dict[str, float]:
+        """A step ended: report what is known to be bad. Returns its counters."""
+        engine = self._running()
+        scalars = engine.end_step(step)
+        if self._sentinel is not None and self._sentinel is not engine:
+            self._sentinel.end_step(step)
+        if scalars.get("hits"):
+            self._data.flush(max(0, step - 1), step)
+        return scalars
+
+    def wrap_step(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that gives the step's arguments a producer and can be replayed."""
+        replayable = function
+        if self._sentinel is not None:
+            replayable = self._sentinel.wrap(function)
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if self._engine is not None and (args or kwargs):
+                data.register_step_input(self._engine, args, kwargs)
+            return replayable(*args, **kwargs)
+
+        return call
+
+    def tap(self, value: Any, name: str) -> bool:
+        """Check a tensor under a name; store its values at the ``tensors`` level."""
+        if not isinstance(value, torch.Tensor):
+            return False
+        self._running().check("tap", [value.detach()], [name])
+        return True
+
+    def watch(self, module: Any, name: str) -> bool:
+        """Name a model's modules and parameters."""
+        if not isinstance(module, torch.nn.Module):
+            return False
+        self._modules.watch(module, name)
+        self._running().forget_modules()
+        return True
+
+    def check(self, value: Any, name: str) -> bool:
+        """Report a sink if the tensor holds a non-finite value."""
+        if not isinstance(value, torch.Tensor):
+            return False
+        engine = self._running()
+        if engine.check("check", [value.detach()], [name]):
+            engine.drain()
+        return True
+
+    def describe(self) -> dict[str, Any]:
+        """Return what `tracelens doctor` shows."""
+        from tracelens_torch.doctor import describe
+
+        return describe(self._engine)
+
+    # torch.optim's steps
+
+    def before_update(self, optimizer: Optimizer, *, closure: bool) -> None:
+        """Gradients are complete and about to be applied.
+
+        Raises:
+            NonFiniteError: ``nonfinite="raise"`` and a gradient or the loss is bad.
+        """
+        engine = self._engine
+        if engine is None:
+            return
+        if engine.suspicious and not amp.handles(optimizer):
+            self._check_gradients(engine, optimizer)
+        engine.begin_update(observe=closure)
+
+    def after_update(self, optimizer: Optimizer) -> None:
+        """Parameters were updated.
+
+        Raises:
+            NonFiniteError: ``nonfinite="raise"`` and a parameter is bad.
+        """
+        engine = self._engine
+        if engine is None:
+            return
+        engine.end_update()
+        parameters = parameters_of(optimizer)
+        bad = engine.nonfinite(parameters)
+        if bad >= 0:
+            self._explain_update(engine, optimizer, parameters)
+        self._session.auto_step()
+
+    def _check_gradients(self, engine: Engine, optimizer: Optimizer) -> None:
+        engine.drain()
+        parameters = [p for p in parameters_of(optimizer) if p.grad is not None]
+        gradients = [p.grad for p in parameters]
+        if engine.check("gradient", gradients, names_of(parameters, self._modules)):  # type: ignore[arg-type]
+            engine.drain()
+            self._data.flush(max(0, self._session.current_step - 1), self._session.current_step)
+            self._session.explain_pending()
+
+    def _explain_update(
+        self, engine: Engine, optimizer: Optimizer, parameters: list[torch.Tensor]
+    ) -> None:
+        """Report parameters that an update made bad, having looked at the update once more."""
+        names = names_of(parameters, self._modules)
+        reported = parameters
+        if engine.hushes and not self._session_found_this_step():
+            reported = update.observe_again(optimizer, parameters, engine, self._session)
+        if engine.check("parameter", reported, names):
+            engine.drain()
+            self._session.explain_pending()
+
+    def _session_found_this_step(self) -> bool:
+        """Whether this step's gradients were bad already: then the update only applied them."""
+        step = self._session.current_step
+        return any(finding.get("step") == step for finding in self._session.findings)
+
+    # Inside
+
+    def _running(self) -> Engine:
+        if self._engine is None:
+            raise RuntimeError("the backend is not observing")
+        return self._engine
+
+    def _forget_modules(self) -> None:
+        if self._engine is not None and not sys.is_finalizing():
+            self._engine.forget_modules()
+
+    def _add_sentinel(self, why: str) -> None:
+        from tracelens_torch.sentinel import SentinelEngine
+
+        self._sentinel = SentinelEngine(self._session)
+        self._sentinel.start()
+        self._sentinel.attach(self._data)

@@ -1,0 +1,58 @@
+"""Optimizer steps: gradients looked at before, parameters after, and the phase in between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+    from tracelens_torch.modules import ModuleNames
+
+
+class Updates(Protocol):
+    """Who wants to know of an optimizer's steps."""
+
+    def before_update(self, optimizer: Optimizer, *, closure: bool) -> None: ...
+    def after_update(self, optimizer: Optimizer) -> None: ...
+
+
+def install_updates(updates: Updates) -> Callable[[], None]:
+    """Tell ``updates`` of every ``torch.optim`` step; the result, called, ends it."""
+
+    def before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        closure = kwargs.get("closure") is not None or (
+            len(args) > 1 and callable(args[1]) or len(args) == 1 and callable(args[0])
+        )
+        updates.before_update(optimizer, closure=bool(closure))
+
+    def after(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        updates.after_update(optimizer)
+
+    handles = (
+        register_optimizer_step_pre_hook(before),
+        register_optimizer_step_post_hook(after),
+    )
+
+    def remove() -> None:
+        for handle in handles:
+            handle.remove()
+
+    return remove
+
+
+def parameters_of(optimizer: Optimizer) -> list[torch.Tensor]:
+    """Return an optimizer's parameters, in order."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def names_of(parameters: list[torch.Tensor], modules: ModuleNames) -> list[str]:
+    """Return what to call each parameter."""
+    return [modules.parameter(p, f"parameter {i}") for i, p in enumerate(parameters)]

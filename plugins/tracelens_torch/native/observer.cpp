@@ -1,0 +1,576 @@
+// Watches every op through at::RecordFunction: checks what it made, remembers who made what.
+#include "observer.h"
+
+#include <sys/syscall.h>
+
+#include <cmath>
+
+namespace tracelens {
+namespace {
+
+std::unique_ptr<at::ObserverContext> start_hook(const at::RecordFunction& rf) {
+  return Observer::get().on_start(rf);
+}
+void end_hook(const at::RecordFunction& rf, at::ObserverContext*) { Observer::get().on_end(rf); }
+
+uint16_t classify_op(const std::string& name) {
+  bool busy = false;
+  PythonCall call(busy);
+  PyObject* r = PyObject_CallFunction(Observer::get().py_classify_op, "s", name.c_str());
+  const long flags = r ? PyLong_AsLong(r) : 0;
+  Py_XDECREF(r);
+  PyErr_Clear();
+  return uint16_t(flags < 0 ? 0 : flags);
+}
+
+CodeClass classify_code(PyObject* code) {
+  bool busy = false;
+  PythonCall call(busy);
+  PyObject* r = PyObject_CallFunctionObjArgs(Observer::get().py_classify_code, code, nullptr);
+  const long kind = r ? PyLong_AsLong(r) : kFrameworkCode;
+  Py_XDECREF(r);
+  PyErr_Clear();
+  const auto result = CodeClass(kind <= 0 ? kFrameworkCode : kind);
+  Observer::get().codes.add(code, result);
+  return result;
+}
+
+bool is_bad_scalar(const c10::IValue& v) { return v.isDouble() && !std::isfinite(v.toDouble()); }
+
+// Bits that a type's exponent range can lose when a wider one is cast to it.
+int exponent_bits(c10::ScalarType t) {
+  switch (t) {
+    case at::kHalf:
+    case at::kFloat8_e5m2: return 5;
+    case at::kFloat8_e4m3fn: return 4;
+    case at::kFloat:
+    case at::kBFloat16: return 8;
+    default: return 11;
+  }
+}
+
+}  // namespace
+
+void Observer::start(const Settings& s) {
+  settings = s;
+  hits = ops_seen = failures = 0;
+  values.clear();
+  forget_sites();
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    site_hits_.clear();
+    parameter_bases_.clear();
+    layouts_.clear();
+  }
+  for (auto& slot : forward_) slot.seq.store(-2);
+  take_sinks();
+  if (handle_ == at::INVALID_CALLBACK_HANDLE)
+    handle_ = at::addGlobalCallback(
+        at::RecordFunctionCallback(start_hook, end_hook)
+            .needsInputs(true)
+            .needsOutputs(true)
+            .scopes({at::RecordScope::FUNCTION, at::RecordScope::BACKWARD_FUNCTION}));
+  enabled = true;
+}
+
+void Observer::stop() {
+  enabled = false;
+  if (handle_ != at::INVALID_CALLBACK_HANDLE) at::removeCallback(handle_);
+  handle_ = at::INVALID_CALLBACK_HANDLE;
+}
+
+ThreadState& Observer::state() {
+  static thread_local ThreadState ts;
+  if (!ts.tid) ts.tid = int32_t(syscall(SYS_gettid));
+  const uint64_t epoch = epoch_.load(std::memory_order_relaxed);
+  if (ts.epoch != epoch) {
+    ts.sites.clear();
+    ts.epoch = epoch;
+  }
+  return ts;
+}
+
+void observer_phase(uint8_t phase) { Observer::get().state().phase = phase; }
+
+bool observer_mute(bool muted) {
+  bool& busy = Observer::get().state().busy;
+  const bool was = busy;
+  busy = muted;
+  return was;
+}
+
+void Observer::failed(const char* what) {
+  failures.fetch_add(1);
+  std::lock_guard<std::mutex> lock(failure_mutex);
+  if (last_failure.empty()) last_failure = what;
+}
+
+bool Observer::is_known_parameter(const at::TensorImpl* impl) {
+  if (is_parameter(impl)) return true;
+  if (!is_plain(impl)) return false;
+  const auto base = reinterpret_cast<uintptr_t>(impl->unsafe_storage().data());
+  std::lock_guard<std::mutex> lock(mutex_);
+  return parameter_bases_.count(base) != 0;
+}
+
+void Observer::add_parameters(const std::vector<at::Tensor>& tensors) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  for (const auto& t : tensors)
+    if (t.defined() && is_plain(t.unsafeGetTensorImpl()))
+      parameter_bases_.insert(reinterpret_cast<uintptr_t>(t.unsafeGetTensorImpl()->unsafe_storage().data()));
+}
+
+std::unique_ptr<at::ObserverContext> Observer::on_start(const at::RecordFunction& rf) {
+  if (!enabled.load(std::memory_order_relaxed)) return nullptr;
+  ThreadState& ts = state();
+  if (ts.busy || ts.opaque) return nullptr;
+  try {
+    if (rf.scope() == at::RecordScope::BACKWARD_FUNCTION) {
+      OpenBackward b{&rf, kNoId, 0};
+      const Forward& f = forward_slot(rf.seqNr(), rf.forwardThreadId());
+      if (rf.seqNr() >= 0 && f.seq.load(std::memory_order_acquire) == rf.seqNr() &&
+          f.thread == rf.forwardThreadId()) {
+        b.fwd_op = f.op_id;
+        b.fwd_site = f.site;
+      }
+      ts.backward.push_back(b);
+      return nullptr;
+    }
+    if (ts.depth + 1 >= int(ts.open.size())) ts.open.resize(ts.open.size() * 2);
+    const OpInfo& info = ts.ops.find(rf, classify_op);
+    OpenOp& op = ts.open[ts.depth];
+    op.rf = &rf;
+    op.info = &info;
+    op.flags = info.flags;
+    op.site = 0;
+    op.fwd_op = kNoId;
+    op.children = 0;
+    op.inputs.clear();
+    op.in_ids.clear();
+    const bool modes = c10::impl::TorchDispatchModeTLS::any_modes_set();
+    op.silent = !settings.ops_level && (info.view || (info.composite && !info.by_string));
+    const bool first_looks = info.scalar_read || info.ones_like;
+    if (!op.silent || first_looks) {
+      op.op_id = ring.reserve_op_id();
+      if (settings.ops_level) op.start_ns = monotonic_ns();
+      const bool checks = settings.check && !info.composite &&
+                          !(info.flags & (kHarmless | kGarbage | kConstant | kView));
+      take_inputs(ts, rf, op,
+                  settings.ops_level || checks || info.cast || !info.written.empty() || first_looks);
+      const bool in_backward = !ts.backward.empty();
+      const Place place = find_place(codes, classify_code);
+      op.phase = ts.phase == kOptimizer                                 ? uint8_t(kOptimizer)
+                 : in_backward || (place.in_engine && !place.code)      ? uint8_t(kBackward)
+                 : place.in_engine                                      ? uint8_t(kBackward)
+                 : ts.phase != kOther                                   ? ts.phase
+                                                                        : uint8_t(kForward);
+      op.site = site_of(ts, info, place, op);
+      if (first_looks && !op.inputs.empty()) {
+        const at::TensorImpl* first = op.inputs[0].get();
+        const bool loss = info.ones_like && place.in_make_grads;
+        if ((loss || info.scalar_read) && has_nonfinite(first))
+          sink(loss ? "loss" : "read", "", op.op_id, op.in_ids.empty() ? kNoId : op.in_ids[0], first);
+      }
+      if (rf.seqNr() >= 0 && (!info.composite || info.by_string)) {
+        Forward& f = forward_slot(rf.seqNr(), rf.threadId());
+        f.thread = rf.threadId();
+        f.op_id = op.op_id;
+        f.site = op.site;
+        f.seq.store(rf.seqNr(), std::memory_order_release);
+      }
+    }
+    ++ts.depth;
+    if (info.opaque && !modes && !(op.flags & kUnseenInputs)) ts.opaque = &rf;
+  } catch (const std::exception& e) {
+    failed(e.what());
+  } catch (...) {
+    failed("unknown error when an op started");
+  }
+  return nullptr;
+}
+
+void Observer::take_inputs(ThreadState& ts, const at::RecordFunction& rf, OpenOp& op, bool keep) {
+  op.in_bases.clear();
+  op.in_dtypes.clear();
+  op.in_args.clear();
+  int argument = -1;
+  auto take = [&](const at::Tensor& t) {
+    if (!t.defined()) return;
+    at::TensorImpl* impl = t.unsafeGetTensorImpl();
+    Span span;
+    if (span_of(impl, span)) {
+      op.in_ids.push_back(values.find(span));
+    } else {
+      op.in_ids.push_back(kNoId);
+      if (!is_plain(impl)) op.flags |= kUnseenInputs;
+    }
+    op.in_bases.push_back(span.base);
+    op.in_dtypes.push_back(c10::typeMetaToScalarType(impl->dtype()));
+    op.in_args.push_back(argument);
+    if (keep) op.inputs.push_back(c10::intrusive_ptr<at::TensorImpl>::reclaim_copy(impl));
+  };
+  for (const auto& v : rf.inputs()) {
+    ++argument;
+    if (v.isTensor()) {
+      take(v.toTensor());
+    } else if (v.isTensorList()) {
+      for (const auto& t : v.toTensorVector()) take(t);
+    } else if (v.isOptionalTensorList()) {
+      for (const auto& t : v.toOptionalTensorVector())
+        if (t.has_value()) take(*t);
+    } else if (is_bad_scalar(v)) {
+      op.flags |= kConstant;
+    }
+  }
+}
+
+int32_t Observer::site_of(ThreadState& ts, const OpInfo& info, const Place& place, OpenOp& op) {
+  SiteKey key{&info, nullptr, place.module, 0};
+  int32_t fwd_site = 0;
+  if (!ts.backward.empty()) op.fwd_op = ts.backward.back().fwd_op;
+  const bool user_frame = place.code && !place.in_engine;
+  if (!user_frame && !ts.backward.empty()) fwd_site = ts.backward.back().fwd_site;
+  if (fwd_site) {
+    key.at = fwd_site;
+    key.module = nullptr;
+  } else {
+    key.where = place.code;
+    key.at = place.lasti;
+  }
+  if (!user_frame && !fwd_site) op.flags |= kInexactSource;
+  auto it = ts.sites.find(key);
+  if (it != ts.sites.end()) return it->second;
+  int32_t site = 0;
+  if (!Py_IsInitialized()) return site;
+  PythonCall call(ts.busy);
+  PyObject* r = PyObject_CallFunction(py_make_site, "sOiOii", info.name.c_str(),
+                                      fwd_site || !place.code ? Py_None : place.code, place.lasti,
+                                      fwd_site || !place.module ? Py_None : place.module, fwd_site,
+                                      int(user_frame || fwd_site));
+  if (r) {
+    site = int32_t(PyLong_AsLong(r));
+    Py_DECREF(r);
+  }
+  if (PyErr_Occurred()) {
+    PyErr_Clear();
+    failed("a site could not be named");
+  }
+  ts.sites.emplace(key, site);
+  return site;
+}
+
+void Observer::on_end(const at::RecordFunction& rf) {
+  ThreadState& ts = state();
+  if (ts.busy) return;
+  if (!ts.backward.empty() && ts.backward.back().rf == &rf) {
+    ts.backward.pop_back();
+    return;
+  }
+  if (ts.depth == 0 || ts.open[ts.depth - 1].rf != &rf) return;
+  OpenOp& op = ts.open[ts.depth - 1];
+  if (ts.opaque == &rf) ts.opaque = nullptr;
+  --ts.depth;
+  try {
+    if (enabled.load(std::memory_order_relaxed) && !op.silent) finish(ts, rf, op);
+  } catch (const std::exception& e) {
+    failed(e.what());
+  } catch (...) {
+    failed("unknown error when an op ended");
+  }
+  op.inputs.clear();
+}
+
+void Observer::finish(ThreadState& ts, const at::RecordFunction& rf, OpenOp& op) {
+  const OpInfo& info = *op.info;
+  for (int d = ts.depth - 1; d >= 0; --d) ++ts.open[d].children;
+  static thread_local std::vector<const at::TensorImpl*> outs;
+  static thread_local std::vector<int64_t> out_ids;
+  outs.clear();
+  out_ids.clear();
+  for (const auto& v : rf.outputs()) {
+    if (v.isTensor()) {
+      if (v.toTensor().defined()) outs.push_back(v.toTensor().unsafeGetTensorImpl());
+    } else if (v.isTensorList()) {
+      for (const auto& t : v.toTensorVector())
+        if (t.defined()) outs.push_back(t.unsafeGetTensorImpl());
+    }
+  }
+  if (outs.empty() && !info.written.empty())
+    for (size_t i = 0; i < op.inputs.size(); ++i)
+      for (int argument : info.written)
+        if (op.in_args[i] == argument) outs.push_back(op.inputs[i].get());
+
+  const bool composite = info.composite && op.children > 0;
+  const bool writes = (info.flags & kInplace) != 0;
+  bool aliased = false;
+  for (size_t i = 0; i < outs.size(); ++i) {
+    Span span;
+    int64_t id = kNoId;
+    if (span_of(outs[i], span)) {
+      bool alias = false;
+      size_t of = 0;
+      for (size_t k = 0; k < op.in_bases.size() && !alias; ++k)
+        if (op.in_bases[k] == span.base) alias = true, of = k;
+      if (composite || (alias && !writes)) {
+        id = composite ? values.find(span) : op.in_ids[of];
+        aliased = aliased || !composite;
+      } else {
+        id = value_of(op.op_id, int64_t(i));
+        values.write(span, id, !alias);
+      }
+    }
+    out_ids.push_back(id);
+  }
+  if (aliased) {
+    op.flags |= kView;
+    if (!settings.ops_level) return;  // it wrote nothing: its base keeps its producer
+  }
+  ops_seen.fetch_add(1, std::memory_order_relaxed);
+
+  bool checked = false, hit = false;
+  const bool harmless = (op.flags & (kHarmless | kGarbage | kConstant | kView)) != 0;
+  const bool narrowed = info.cast && !outs.empty() && !op.in_dtypes.empty() &&
+                        exponent_bits(c10::typeMetaToScalarType(outs[0]->dtype())) <
+                            exponent_bits(op.in_dtypes.back());
+  if (narrowed) op.flags &= uint16_t(~kHarmless);
+  if (settings.check && !composite && (!harmless || narrowed || ((op.flags & kConstant) && !(info.flags & kConstant)))) {
+    checked = true;
+    for (const auto* out : outs)
+      if (has_nonfinite(out)) hit = true;
+  }
+  // A parameter written in place outside backward is an update, whoever writes it.
+  if (info.arithmetic_write && op.phase == kForward && !outs.empty() && is_known_parameter(outs[0])) {
+    op.phase = kOptimizer;
+    if (hit && has_nonfinite(outs[0]))
+      sink("parameter", "", op.op_id, out_ids[0], outs[0], true);
+  }
+  write_op(ts, op, outs, out_ids, hit, checked);
+}
+
+void Observer::write_op(ThreadState& ts, OpenOp& op, const std::vector<const at::TensorImpl*>& outs,
+                        const std::vector<int64_t>& out_ids, bool hit, bool checked) {
+  Record r = blank_record();
+  r.kind = kOp;
+  r.phase = op.phase;
+  r.tid = ts.tid;
+  r.site_id = op.site;
+  r.op_id = op.op_id;
+  r.step = step.load(std::memory_order_relaxed);
+  r.parent_id = ts.depth > 0 && settings.ops_level ? ts.open[ts.depth - 1].op_id : kNoId;
+  r.fwd_op_id = op.fwd_op;
+  if (settings.ops_level) {
+    r.duration_ns = monotonic_ns() - op.start_ns;
+    r.start_ns = op.start_ns - epoch_ns;
+  } else {
+    r.start_ns = monotonic_ns() - epoch_ns;
+  }
+  const size_t n_in = op.in_ids.size();
+  r.n_in = uint8_t(std::min<size_t>(n_in, 255));
+  r.n_out = uint8_t(std::min<size_t>(outs.size(), 255));
+  for (size_t i = 0; i < n_in && i < 4; ++i) r.in_ids[i] = op.in_ids[i];
+  if (!out_ids.empty()) r.value_id = out_ids[0];
+
+  // A site that makes Infs step after step (an additive mask) is no news: its output is still
+  // counted, but its inputs are measured again only when a NaN appears.
+  bool detail = hit;
+  int site_steps = 0;
+  TlStats first{};
+  bool have_first = false;
+  if (hit || (settings.ops_level && !(op.flags & (kView | kComposite)) && !outs.empty() &&
+              is_floating(outs[0]))) {
+    have_first = !outs.empty() && measure(outs[0], first);
+    if (have_first) put_stats(r, first);
+  }
+  if (hit) {
+    hits.fetch_add(1, std::memory_order_relaxed);
+    std::lock_guard<std::mutex> lock(mutex_);
+    SiteHits& s = site_hits_[op.site];
+    if (s.last_step != r.step) {
+      s.last_step = r.step;
+      s.in_step = 0;
+      ++s.steps;
+    }
+    ++s.in_step;
+    detail = s.steps <= 8 && s.in_step <= 32;
+    site_steps = s.steps;
+  }
+  if (hit && first.nan > 0) detail = site_steps <= 64;
+  r.flags = uint16_t(op.flags | (hit ? kHit : 0) | (checked ? kChecked : 0));
+  if (detail || settings.ops_level) {
+    std::string json = "{\"in\":[";
+    for (size_t i = 0; i < op.inputs.size(); ++i) {
+      if (i) json += ',';
+      append_layout(json, op.inputs[i].get());
+    }
+    json += "],\"out\":[";
+    for (size_t i = 0; i < outs.size(); ++i) {
+      if (i) json += ',';
+      append_layout(json, outs[i]);
+    }
+    json += "]}";
+    r.layout_id = intern_layout(ts, "layout", json);
+  }
+  ring.emit(r);
+  for (size_t at = 4; at < n_in; at += 4) {
+    Record more = blank_record();
+    more.kind = kInputs;
+    more.tid = ts.tid;
+    more.op_id = op.op_id;
+    more.step = r.step;
+    more.start_ns = r.start_ns;
+    more.n_in = uint8_t(std::min<size_t>(at, 255));
+    for (size_t i = 0; i < 4 && at + i < n_in; ++i) more.in_ids[i] = op.in_ids[at + i];
+    ring.emit(more);
+  }
+  if (!detail && !settings.ops_level) return;
+  if (hit && have_first) write_stat(op, ts.tid, 0, 0, r.value_id, outs[0], first, 0);
+  for (size_t i = 1; i < outs.size(); ++i) {
+    TlStats s{};
+    if (is_floating(outs[i]) && !(op.flags & kComposite) && measure(outs[i], s))
+      write_stat(op, ts.tid, 0, int(i), out_ids[i], outs[i], s, 0);
+  }
+  if (!detail) return;
+  for (size_t i = 0; i < op.inputs.size() && i < 64; ++i) {
+    const at::TensorImpl* impl = op.inputs[i].get();
+    TlStats s{};
+    if (!is_floating(impl) || !measure(impl, s)) continue;
+    uint16_t flags = 0;
+    if (is_known_parameter(impl)) flags |= kParameter;
+    if (op.flags & kInplace)
+      for (const auto* out : outs)
+        if (out == impl || (out->has_storage() && impl->has_storage() &&
+                            out->unsafe_storage().data() == impl->unsafe_storage().data()))
+          flags |= kOverwritten;
+    write_stat(op, ts.tid, 1, int(i), op.in_ids[i], impl, s, flags);
+  }
+}
+
+void Observer::write_stat(const OpenOp& op, int32_t tid, uint8_t role, int slot, int64_t value,
+                          const at::TensorImpl* impl, const TlStats& stats, uint16_t flags) {
+  Record r = blank_record();
+  r.kind = kStat;
+  r.flags = flags;
+  r.phase = op.phase;
+  r.tid = tid;
+  r.site_id = op.site;
+  r.op_id = op.op_id;
+  r.step = step.load(std::memory_order_relaxed);
+  r.start_ns = monotonic_ns() - epoch_ns;
+  r.n_in = role;
+  r.n_out = uint8_t(std::min(slot, 255));
+  r.value_id = value;
+  put_stats(r, stats);
+  if (stats.nan + stats.posinf + stats.neginf > 0) put_first_bad(r, impl);
+  std::string json;
+  append_layout(json, impl);
+  ThreadState& ts = state();
+  r.layout_id = intern_layout(ts, "tensor", json);
+  ring.emit(r);
+}
+
+int32_t Observer::intern_layout(ThreadState& ts, const char* kind, const std::string& json) {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    auto it = layouts_.find(json);
+    if (it != layouts_.end()) return it->second;
+  }
+  if (!Py_IsInitialized()) return 0;
+  PythonCall call(ts.busy);
+  PyObject* r = PyObject_CallFunction(py_intern, "ss", kind, json.c_str());
+  const int32_t id = r ? int32_t(PyLong_AsLong(r)) : 0;
+  Py_XDECREF(r);
+  PyErr_Clear();
+  std::lock_guard<std::mutex> lock(mutex_);
+  layouts_.emplace(json, id);
+  return id;
+}
+
+void Observer::sink(const char* kind, const std::string& name, int64_t op_id, int64_t value,
+                    const at::TensorImpl* impl, bool keep) {
+  Sink s{kind, name, step.load(), op_id, value, monotonic_ns() - epoch_ns, "", {}, {}, {}, {}};
+  if (keep)
+    s.tensor = at::Tensor(c10::intrusive_ptr<at::TensorImpl>::reclaim_copy(
+        const_cast<at::TensorImpl*>(impl)));
+  s.dtype = dtype_name(c10::typeMetaToScalarType(impl->dtype()));
+  s.shape.assign(impl->sizes().begin(), impl->sizes().end());
+  measure(impl, s.stats);
+  Record r = blank_record();
+  put_first_bad(r, impl);
+  std::copy(std::begin(r.in_ids), std::end(r.in_ids), s.first_bad.begin());
+  {
+    std::lock_guard<std::mutex> lock(sinks_mutex_);
+    if (sinks_.size() < 4096) sinks_.push_back(std::move(s));
+  }
+  sinks_pending.fetch_add(1);
+  if (wake_on_sink.load() && py_on_sink)
+    Py_AddPendingCall(
+        [](void* callable) {
+          PyObject* result = PyObject_CallNoArgs(static_cast<PyObject*>(callable));
+          Py_XDECREF(result);
+          return result ? 0 : -1;
+        },
+        py_on_sink);
+}
+
+std::vector<Sink> Observer::take_sinks() {
+  std::lock_guard<std::mutex> lock(sinks_mutex_);
+  std::vector<Sink> taken;
+  taken.swap(sinks_);
+  sinks_pending = 0;
+  return taken;
+}
+
+int64_t Observer::value_id(const at::Tensor& tensor) {
+  Span span;
+  return tensor.defined() && span_of(tensor.unsafeGetTensorImpl(), span) ? values.find(span) : kNoId;
+}
+
+// Gives tensors that came from outside a producer of phase `data`; returns its op id, or -1 if
+// every tensor already has a producer and only the unknown were asked for.
+int64_t Observer::register_data(const std::vector<at::Tensor>& tensors, int32_t site, bool only_unknown) {
+  ThreadState& ts = state();
+  OpenOp op;
+  static const OpInfo info = [] {
+    OpInfo i;
+    i.name = "data";
+    return i;
+  }();
+  op.info = &info;
+  op.phase = kData;
+  op.site = site;
+  std::vector<const at::TensorImpl*> outs;
+  std::vector<Span> spans;
+  for (const auto& t : tensors) {
+    Span span;
+    if (!t.defined() || !span_of(t.unsafeGetTensorImpl(), span)) continue;
+    if (only_unknown && values.find(span) != kNoId) continue;
+    outs.push_back(t.unsafeGetTensorImpl());
+    spans.push_back(span);
+  }
+  if (outs.empty()) return kNoId;
+  op.op_id = ring.reserve_op_id();
+  op.start_ns = monotonic_ns();
+  std::vector<int64_t> ids;
+  bool hit = false;
+  for (size_t i = 0; i < outs.size(); ++i) {
+    ids.push_back(value_of(op.op_id, int64_t(i)));
+    values.write(spans[i], ids.back(), true);
+    if (has_nonfinite(outs[i])) hit = true;
+  }
+  write_op(ts, op, outs, ids, hit, true);
+  return op.op_id;
+}
+
+int Observer::check_sinks(const char* kind, const std::vector<at::Tensor>& tensors,
+                          const std::vector<std::string>& names, int64_t op_id) {
+  int bad = 0;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    if (!tensors[i].defined() || !has_nonfinite(tensors[i].unsafeGetTensorImpl())) continue;
+    ++bad;
+    const std::string name = i < names.size() ? names[i] : std::string();
+    sink(kind, name, op_id, value_id(tensors[i]), tensors[i].unsafeGetTensorImpl());
+  }
+  return bad;
+}
+
+}  // namespace tracelens

@@ -1,0 +1,203 @@
+"""The native engine: the C++ observer, driven by the session."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import CodeType
+from typing import TYPE_CHECKING
+
+import torch
+
+from tracelens.events import OpFlag, Phase
+from tracelens.storage.format import HEADER_HEAD_OFFSET, HEADER_SEALED_OFFSET
+from tracelens_torch import opclass
+from tracelens_torch.frames import classify_code, user_place
+from tracelens_torch.native import build
+from tracelens_torch.sinks import SinkFilter
+from tracelens_torch.sites import Sites
+
+if TYPE_CHECKING:
+    from tracelens.session import Session
+    from tracelens_torch.modules import ModuleNames
+
+_KEPT_FLAGS = int(OpFlag.HARMLESS | OpFlag.GARBAGE | OpFlag.CONSTANT)
+
+
+class NativeEngine:
+    """Observes every op of every thread through ``at::RecordFunction``.
+
+    Args:
+        session: the recording.
+        modules: names of modules and parameters.
+
+    Raises:
+        BuildError: the observer cannot be compiled or loaded here.
+    """
+
+    name = "native"
+
+    def __init__(self, session: Session, modules: ModuleNames) -> None:
+        self._session = session
+        self._modules = modules
+        self._native = build.load()
+        self._sites = Sites(session.writer, modules)
+        self._sinks = SinkFilter(session, modules)
+        self._data_sites: dict[tuple[str, CodeType | None, int], int] = {}
+        self._hits_before = 0
+        self._failures = 0
+        self._ops_level = session.config.capture != "guard"
+        self._hushed = False
+        self._running = False
+
+    def start(self) -> None:
+        """Begin to observe."""
+        writer = self._session.writer
+        native = self._native
+        header = writer.header_address
+        native.open_ring(
+            writer.record_address,
+            writer.capacity,
+            header + HEADER_HEAD_OFFSET,
+            header + HEADER_SEALED_OFFSET,
+            writer.reserve(),
+            writer.reserve_op_id(),
+            writer.mode == "stream",
+            writer.on_full == "block",
+            writer.epoch_monotonic_ns,
+        )
+        writer.use_native(native.reserve, native.reserve_op_id)
+        native.set_functions(
+            _classify_op, classify_code, self._sites.make, self._intern, self._on_sink
+        )
+        native.set_wake(self._session.config.nonfinite != "record")
+        self._hits_before = 0
+        self._running = True
+        native.start(self._ops_level, True)
+
+    def stop(self) -> None:
+        """Stop observing; what was seen last is reported."""
+        if not self._running:
+            return
+        self._running = False
+        self._native.stop()
+        self._native.set_wake(False)
+        self.drain()
+        dropped = int(self._native.counters()["dropped"])
+        if dropped:
+            self._session.note(
+                "drop",
+                f"{dropped} op records were dropped: the disk could not keep up",
+                severity="warning",
+            )
+
+    def abandon(self) -> None:
+        """In a forked child: observe nothing and write nothing."""
+        self._running = False
+        self._native.set_enabled(False)
+        self._native.close_ring()
+
+    def begin_step(self, step: int, active: bool) -> None:
+        """A step begins.
+
+        Args:
+            step: its number.
+            active: whether ops are recorded in full; otherwise they are only checked.
+        """
+        self._native.set_step(step)
+        self._native.set_ops_level(self._ops_level and active)
+        self._hits_before = self._native.hits()
+
+    def end_step(self, step: int) -> dict[str, float]:
+        """A step ended: report what it left; return its counters."""
+        self.drain()
+        return {"hits": float(self._native.hits() - self._hits_before)}
+
+    @property
+    def hushes(self) -> bool:
+        """Whether ops of a ``torch.optim`` step go unobserved."""
+        return not self._ops_level
+
+    @property
+    def suspicious(self) -> bool:
+        """Whether any op of this step made a non-finite value."""
+        return bool(self._native.hits() != self._hits_before)
+
+    def register_data(self, tensors: Sequence[torch.Tensor], name: str) -> int:
+        """Give tensors that come from outside a producer of phase ``data``; return its op id."""
+        place = user_place()
+        site = self._data_sites.get((name, *place))
+        if site is None:
+            site = self._data_sites[name, *place] = self._sites.make(name, *place, None)
+        return int(self._native.register_data(tensors, site, name == "step_input"))
+
+    def value_id(self, tensor: torch.Tensor) -> int:
+        """Return the id of the value a tensor holds, -1 if no recorded op wrote it."""
+        return int(self._native.value_id(tensor))
+
+    def check(self, kind: str, tensors: Sequence[torch.Tensor], names: Sequence[str]) -> int:
+        """Report those of the tensors that hold a non-finite value; return how many do."""
+        return int(self._native.check(kind, tensors, list(names), -1))
+
+    def nonfinite(self, tensors: Sequence[torch.Tensor]) -> int:
+        """Return the index of the first tensor that holds a non-finite value, or -1."""
+        return int(self._native.nonfinite(tensors))
+
+    @contextmanager
+    def muted(self) -> Iterator[None]:
+        """This thread's ops are not observed meanwhile."""
+        before = self._native.mute_thread(True)
+        try:
+            yield
+        finally:
+            self._native.mute_thread(before)
+
+    def begin_update(self, *, observe: bool) -> None:
+        """An optimizer's step begins on this thread.
+
+        Args:
+            observe: watch its ops even at guard level, where its parameters are checked instead.
+        """
+        self._native.set_phase(int(Phase.OPTIMIZER))
+        if not self._ops_level and not observe:
+            self._hushed = bool(self._native.hush_thread(True))
+
+    def end_update(self) -> None:
+        """The optimizer's step ended."""
+        if self._hushed:
+            self._native.hush_thread(False)
+            self._hushed = False
+        self._native.set_phase(int(Phase.OTHER))
+
+    def forget_modules(self) -> None:
+        """A module died: its address may come to mean another."""
+        self._native.forget_sites()
+
+    def drain(self) -> None:
+        """Report the sinks that the observer saw, and its failures."""
+        if self._native.sinks_pending():
+            self._sinks.report(self._native.take_sinks())
+        counters_failed = self._native.failures()
+        if counters_failed != self._failures:
+            self._failures = counters_failed
+            failure = str(self._native.counters()["failure"]).splitlines()
+            self._session.note(
+                "hook_failed",
+                f"the observer failed {counters_failed} times: {failure[0] if failure else ''}",
+                severity="error",
+            )
+
+    def _on_sink(self) -> None:
+        """Run in the user's frame soon after a sink was seen (``nonfinite`` not ``record``)."""
+        if not self._running:
+            return
+        self.drain()
+        self._session.explain_pending()
+
+    def _intern(self, kind: str, value: str) -> int:
+        return int(self._session.writer.intern(kind, json.loads(value)))
+
+
+def _classify_op(name: str) -> int:
+    return int(opclass.classify(name)) & _KEPT_FLAGS
