@@ -28,9 +28,7 @@ def tensors_in(value: Any, limit: int = MAX_TENSORS) -> list[torch.Tensor]:
     return found
 
 
-def _collect(
-    value: Any, found: list[torch.Tensor], seen: set[int], limit: int, depth: int
-) -> None:
+def _collect(value: Any, found: list[torch.Tensor], seen: set[int], limit: int, depth: int) -> None:
     if isinstance(value, torch.Tensor):
         if id(value) not in seen and len(found) < limit:
             seen.add(id(value))

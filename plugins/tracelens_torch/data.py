@@ -12,9 +12,10 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
 from torch.utils.data import dataloader as torch_dataloader
 
+import torch
+from tracelens_torch import rerun
 from tracelens_torch.batches import batch_size, plain_indices, tensors_in
 
 if TYPE_CHECKING:
@@ -87,6 +88,9 @@ class DataWatch:
         original_next, original_index = self._next, self._next_index
 
         def __next__(iterator: Any) -> Any:
+            replay = rerun.active()
+            if replay is not None:
+                replay.at_fetch()
             outstanding = watch._outstanding(iterator)
             batch = original_next(iterator)
             watch._received(iterator, batch, outstanding)
@@ -125,6 +129,10 @@ class DataWatch:
             if info.holds(tensor):
                 return info.event
         return None
+
+    def tell_again(self, event: dict[str, Any], op_id: int, step: int) -> None:
+        """Write a batch's event under the op that stands for it in a replay of a step."""
+        self._session.writer.event("data", **{**event, "op_id": op_id, "step": step})
 
     def _write(self, info: BatchInfo) -> None:
         if not info.written:
@@ -223,7 +231,6 @@ def register_step_input(engine: Any, args: tuple[Any, ...], kwargs: dict[str, An
     unknown = [
         tensor
         for tensor in tensors_in((args, kwargs))
-        if not isinstance(tensor, torch.nn.Parameter)
-        and (value_id is None or value_id(tensor) < 0)
+        if not isinstance(tensor, torch.nn.Parameter) and (value_id is None or value_id(tensor) < 0)
     ]
     return int(engine.register_data(unknown, "step_input")) if unknown else -1

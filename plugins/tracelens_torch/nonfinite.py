@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch.autograd import _unsafe_preserve_version_counter
+
+import torch
 
 _CHECKED_DTYPES = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
 _FIRST_BAD = 4

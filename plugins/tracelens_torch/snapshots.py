@@ -9,8 +9,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch.autograd import _unsafe_preserve_version_counter
+
+import torch
 
 LEARNING_STEPS = 3
 """Steps after which it is believed known whether a program uses Python's and NumPy's RNG."""
@@ -28,6 +29,7 @@ class HostRandom:
     def __init__(self) -> None:
         self._left = LEARNING_STEPS
         self._python = self._numpy = True
+        self._used = [False, False]
         self._before: tuple[Any, Any] | None = None
 
     def take(self) -> tuple[Any, Any]:
@@ -38,8 +40,6 @@ class HostRandom:
             if self._before is not None:
                 used = [not _same(old, new) for old, new in zip(self._before, states, strict=True)]
                 self._used = [a or b for a, b in zip(self._used, used, strict=True)]
-            else:
-                self._used = [False, False]
             self._before = states
             if not self._left:
                 self._python, self._numpy = self._used
@@ -93,92 +93,100 @@ def _same(first: Any, second: Any) -> bool:
     return bool(first == second)
 
 
-class BufferKeeper:
-    """Copies of the buffers that a model's forward writes to (batch norm statistics and such).
+class BufferCopies:
+    """Buffers and their values at one moment."""
 
-    Until `settle` is called it copies every buffer of each module it is shown; afterwards only
-    those that were seen to change, told by ``Tensor._version``.
+    def __init__(self) -> None:
+        self._copies: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def __contains__(self, buffer: torch.Tensor) -> bool:
+        return id(buffer) in self._copies
+
+    def add(self, buffer: torch.Tensor) -> None:
+        """Copy a buffer, unless it has been copied."""
+        if id(buffer) not in self._copies:
+            self._copies[id(buffer)] = (buffer, buffer.detach().clone())
+
+    def restore(self) -> None:
+        """Put the values back; version counters stay."""
+        with torch.no_grad():
+            for buffer, copy in self._copies.values():
+                with _unsafe_preserve_version_counter((buffer,)):
+                    buffer.copy_(copy)
+
+    @contextmanager
+    def rewound(self) -> Iterator[None]:
+        """Run the body with the values of that moment; afterwards they are as now."""
+        now = BufferCopies()
+        for buffer, _ in self._copies.values():
+            now.add(buffer)
+        self.restore()
+        try:
+            yield
+        finally:
+            now.restore()
+
+
+class BufferKeeper:
+    """Copies the buffers that a model's forward writes to (batch norm statistics and such).
+
+    A buffer is copied until it is known, after one step, whether the model writes to it; told
+    by ``Tensor._version``.
+
+    Attributes:
+        copies: those of the running step.
     """
 
     def __init__(self) -> None:
+        self.copies = BufferCopies()
         self._known: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
         self._written: list[weakref.ref[torch.Tensor]] = []
         self._candidates: list[tuple[weakref.ref[torch.Tensor], int]] = []
-        self._copies: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._copied: set[int] = set()
 
     def see(self, root: torch.nn.Module) -> None:
-        """Learn a module's buffers before its first forward, and copy them at once."""
+        """Learn a root module's buffers before its first forward, and copy them at once."""
         if root in self._known:
             return
         self._known.add(root)
         room = MAX_BUFFER_BYTES
         for buffer in root.buffers():
             room -= buffer.numel() * buffer.element_size()
-            if buffer.layout is not torch.strided or room < 0:
-                continue
-            if id(buffer) not in self._copied:
+            if buffer.layout is torch.strided and room >= 0:
                 self._candidates.append((weakref.ref(buffer), buffer._version))
-                self._copy(buffer)
+                self.copies.add(buffer)
 
     def take(self) -> None:
-        """Copy the buffers known to be written, at the start of a step."""
-        self._promote()
-        self._copies.clear()
-        self._copied.clear()
-        if self._written:
-            for buffer in [alive for ref in self._written if (alive := ref()) is not None]:
-                self._copy(buffer)
+        """A step begins: copy the buffers known to be written."""
+        if self._candidates:
+            self._promote()
+        self.copies = BufferCopies()
+        for reference in self._written:
+            buffer = reference()
+            if buffer is not None:
+                self.copies.add(buffer)
 
-    def restore(self) -> None:
-        """Put the copies back, versions unchanged."""
-        _put(self._copies)
-
-    @contextmanager
-    def rewound(self) -> Iterator[None]:
-        """Run the body with the buffers of the step's start; afterwards they are as now."""
-        now = [(buffer, buffer.detach().clone()) for buffer, _ in self._copies]
-        self.restore()
-        try:
-            yield
-        finally:
-            _put(now)
-
-    def changed_unsaved(self) -> int:
-        """Return how many known buffers changed lately and had not been copied."""
+    def changed_uncopied(self, copies: BufferCopies) -> int:
+        """Return how many known buffers changed since they were learned, and are not copied."""
         return sum(
             1
-            for ref, version in self._candidates
-            if (buffer := ref()) is not None
+            for reference, version in self._candidates
+            if (buffer := reference()) is not None
             and buffer._version != version
-            and id(buffer) not in self._copied
+            and buffer not in copies
         )
-
-    def _copy(self, buffer: torch.Tensor) -> None:
-        self._copied.add(id(buffer))
-        self._copies.append((buffer, buffer.detach().clone()))
 
     def _promote(self) -> None:
         """Move the candidates that have changed since they were seen to the written ones."""
-        if not self._candidates:
-            return
         still: list[tuple[weakref.ref[torch.Tensor], int]] = []
-        for ref, version in self._candidates:
-            buffer = ref()
+        for reference, version in self._candidates:
+            buffer = reference()
             if buffer is None:
                 continue
             if buffer._version != version:
-                self._written.append(ref)
+                self._written.append(reference)
             else:
-                still.append((ref, version))
+                still.append((reference, version))
         self._candidates = still
-
-
-def _put(copies: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    with torch.no_grad():
-        for buffer, copy in copies:
-            with _unsafe_preserve_version_counter((buffer,)):
-                buffer.copy_(copy)
 
 
 class Versions:

@@ -1,0 +1,67 @@
+"""The parameters of optimizers, by name, and their gradients."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from tracelens_torch.modules import ModuleNames
+
+
+def gradients_of(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """Return the gradients that an optimizer is about to apply."""
+    return [
+        gradient
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if (gradient := parameter.grad) is not None
+    ]
+
+
+class OptimizerParameters:
+    """Names the parameters of optimizers after the root modules that hold them.
+
+    Args:
+        names: shared with the other engines, or a table of its own.
+    """
+
+    def __init__(self, names: ModuleNames | None = None) -> None:
+        self._names = names or ModuleNames()
+        self._watched: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+        self._optimizers: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def seen(self, optimizer: torch.optim.Optimizer) -> None:
+        """Remember an optimizer that makes updates."""
+        self._optimizers.add(optimizer)
+
+    def have_gradients(self) -> bool:
+        """Return whether a parameter of a known optimizer holds a gradient now."""
+        return any(
+            parameter.grad is not None
+            for optimizer in self._optimizers
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        )
+
+    def named(
+        self, optimizer: torch.optim.Optimizer, roots: Iterable[torch.nn.Module]
+    ) -> list[tuple[str, torch.Tensor]]:
+        """Return the parameters of an optimizer and every other known one, its own first.
+
+        Args:
+            optimizer: the one that is about to make an update.
+            roots: modules to take names from.
+        """
+        for root in roots:
+            if root not in self._watched:
+                self._watched.add(root)
+                self._names.watch(root)
+        found: dict[int, tuple[str, torch.Tensor]] = {}
+        for known in [optimizer, *(o for o in self._optimizers if o is not optimizer)]:
+            for place, group in enumerate(known.param_groups):
+                for index, parameter in enumerate(group["params"]):
+                    name = self._names.parameter(parameter, f"group {place} parameter {index}")
+                    found.setdefault(id(parameter), (name, parameter))
+        return list(found.values())

@@ -1,0 +1,274 @@
+"""Keep what a running step needs to be run again; on a hit, choose how to run it.
+
+The step is stopped where the optimizer would update, so nothing is applied twice: parameters
+are those the step began with, random states and buffers are put back to where it began, and
+afterwards everything (gradients, random states, buffers) is as before the replay. Python code
+of the step that runs before the update runs twice.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tracelens_torch import guards, rerun
+from tracelens_torch.batches import tensors_in
+from tracelens_torch.rerun import Capture, Outcome
+from tracelens_torch.roots import MAX_CALLS, RootCall, RootCalls
+from tracelens_torch.snapshots import BufferCopies, BufferKeeper, HostRandom, RngState, Versions
+
+if TYPE_CHECKING:
+    from tracelens.session import Session
+    from tracelens_torch.data import DataWatch
+
+
+class StepCall:
+    """One call of a decorated step, with what is needed to run it again."""
+
+    __slots__ = (
+        "args", "autocast", "fetched_at", "fetched_until", "function", "grad_enabled",
+        "had_gradients", "kwargs", "rng", "versions",
+    )  # fmt: skip
+
+    def __init__(
+        self, function: Callable[..., Any], args: Any, kwargs: Any, host: HostRandom
+    ) -> None:
+        self.function = function
+        self.args = args
+        self.kwargs = kwargs
+        self.rng = RngState(host)
+        self.versions = Versions(tensors_in((args, kwargs)))
+        self.grad_enabled = torch.is_grad_enabled()
+        self.autocast = guards.autocast_state()
+        self.had_gradients = False
+        self.fetched_at = 0
+        self.fetched_until: int | None = None
+
+
+@dataclass
+class Kept:
+    """Everything that led to one update.
+
+    Attributes:
+        calls: calls of decorated steps, oldest first.
+        roots: calls of root modules, oldest first.
+        buffers: buffers at the start of the first of them.
+        dropped: calls that were too many to keep.
+        updates: updates made by other optimizers since the last step began.
+    """
+
+    calls: list[StepCall]
+    roots: list[RootCall]
+    buffers: BufferCopies
+    dropped: int
+    updates: int
+
+    @property
+    def had_gradients(self) -> bool:
+        """Whether gradients were left from before the first decorated call."""
+        return bool(self.calls) and self.calls[0].had_gradients
+
+
+def default_capture(session: Session) -> Capture:
+    """Return the pure-Python capture engine, its records flagged as replayed."""
+    from tracelens_torch.dispatch import DispatchEngine
+
+    return DispatchEngine(session, replay=True)
+
+
+class StepReplayer:
+    """Keeps what the running step needs to be run again, and runs it again on a hit.
+
+    It is idle (a decorated call costs one attribute look-up) until a sentinel arms it.
+
+    Args:
+        session: the recording.
+        make_capture: makes the engine that records a replay.
+
+    Attributes:
+        armed: whether calls are kept.
+        data: the DataLoader watch, set by whoever installs one.
+        scalers: the gradient scalers in use, set by whoever watches them.
+    """
+
+    def __init__(
+        self, session: Session, make_capture: Callable[[Session], Capture] = default_capture
+    ) -> None:
+        self.armed = False
+        self.data: DataWatch | None = None
+        self.scalers: Callable[[], Sequence[Any]] = tuple
+        self._buffers = BufferKeeper()
+        self._host = HostRandom()
+        self._roots = RootCalls(self._buffers, self._host)
+        self._updates = 0
+        self._calls: deque[StepCall] = deque(maxlen=MAX_CALLS)
+        self._dropped = 0
+        self._depth = 0
+        self._session = session
+        self._make_capture = make_capture
+        self._had_gradients: Callable[[], bool] = lambda: False
+
+    @property
+    def roots(self) -> list[torch.nn.Module]:
+        """The root modules that were called, as far as they still live."""
+        return list(self._roots.roots)
+
+    def arm(self, had_gradients: Callable[[], bool]) -> None:
+        """Begin to keep calls.
+
+        Args:
+            had_gradients: tells at a step's start whether gradients are left from before it.
+        """
+        if not self.armed:
+            self._had_gradients = had_gradients
+            self._roots.install()
+            self.armed = True
+
+    def disarm(self) -> None:
+        """Stop keeping calls and forget those kept."""
+        if self.armed:
+            self.armed = False
+            self._roots.remove()
+            self._calls.clear()
+
+    def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return what a decorated call should run: the function, kept for a replay."""
+
+        @functools.wraps(function)
+        def kept(*args: Any, **kwargs: Any) -> Any:
+            if not self.armed or self._depth or rerun.active() is not None:
+                return function(*args, **kwargs)
+            call = self._keep(function, args, kwargs)
+            self._depth += 1
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._depth -= 1
+                call.fetched_until = self._fetched()
+                # The model's calls are kept only where the function cannot be run again.
+                self._roots.keep = call.fetched_until != call.fetched_at or self._updates > 1
+
+        return kept
+
+    def _fetched(self) -> int:
+        return self.data.fetched if self.data is not None else 0
+
+    def _keep(self, function: Callable[..., Any], args: Any, kwargs: Any) -> StepCall:
+        self._updates = 0
+        if not self._calls:
+            self._buffers.take()
+        elif len(self._calls) == MAX_CALLS:
+            self._dropped += 1
+        call = StepCall(function, args, kwargs, self._host)
+        call.had_gradients = not self._calls and self._had_gradients()
+        call.fetched_at = self._fetched()
+        self._calls.append(call)
+        return call
+
+    def kept(self) -> Kept:
+        """Return what led to the update that is about to be made."""
+        return Kept(
+            list(self._calls),
+            list(self._roots.calls),
+            self._buffers.copies,
+            self._dropped + self._roots.dropped,
+            self._updates,
+        )
+
+    def updated(self) -> None:
+        """An optimizer has updated its parameters: begin to keep anew."""
+        self._updates += 1
+        self._calls.clear()
+        self._dropped = 0
+        self._roots.forget()
+
+    def replay(
+        self, step: int, parameters: Sequence[tuple[str, torch.Tensor]], kept: Kept | None = None
+    ) -> Outcome:
+        """Run what led to an update again under capture.
+
+        Args:
+            step: the step's number.
+            parameters: names and parameters whose gradients are compared with the first run's.
+            kept: what led to the update; of the one about to be made if ``None``.
+
+        Returns:
+            What came of it. Everything but Python side effects is as before the call.
+        """
+        outcome = Outcome()
+        started = time.perf_counter_ns()
+        kept = kept or self.kept()
+        try:
+            run = self._plan(kept, outcome, [parameter for _, parameter in parameters])
+            if run is not None:
+                self._remark(kept, outcome)
+                calls = kept.calls if outcome.how == "step" else kept.roots
+                with guards.held_still(list(self._roots.roots), self.scalers()):
+                    rerun.rerun(
+                        run,
+                        step,
+                        parameters,
+                        outcome,
+                        capture=self._make_capture(self._session),
+                        buffers=kept.buffers,
+                        inputs=rerun.inputs_of(calls),
+                        data=self.data,
+                    )
+                if outcome.ran and not outcome.exact and kept.had_gradients:
+                    outcome.remarks.append("gradients were left from before the step")
+        except Exception as error:
+            outcome.ran = False
+            outcome.reason = f"the second run failed: {type(error).__name__}: {_first_line(error)}"
+        outcome.duration_ns = time.perf_counter_ns() - started
+        return outcome
+
+    def _plan(
+        self, kept: Kept, outcome: Outcome, parameters: Sequence[torch.Tensor]
+    ) -> Callable[[], None] | None:
+        """Choose between the function and the kept model calls; say why if neither works."""
+        outcome.reason = guards.obstacle(parameters, self._roots.roots)
+        if outcome.reason:
+            return None
+        reason = self._step_obstacle(kept)
+        if not reason:
+            return lambda: rerun.run_steps(kept.calls, outcome)
+        if any(call.gradients for call in kept.roots):
+            outcome.how = "model"
+            if kept.calls:
+                outcome.remarks.append(f"the model was run again, not the whole step: {reason}")
+            return lambda: rerun.run_roots(kept.roots, outcome)
+        outcome.reason = reason
+        return None
+
+    def _step_obstacle(self, kept: Kept) -> str:
+        if not kept.calls:
+            return "no decorated step and no call of a model led to this update"
+        if kept.updates:
+            return "another optimizer had already updated parameters in this step"
+        for call in kept.calls:
+            until = self._fetched() if call.fetched_until is None else call.fetched_until
+            if until != call.fetched_at:
+                return "the step fetches its data itself, so a second run would get other data"
+            if guards.takes_iterator(call.function, call.args, call.kwargs):
+                return "the step reads from an iterator, so a second run would get other data"
+        return ""
+
+    def _remark(self, kept: Kept, outcome: Outcome) -> None:
+        remark = outcome.remarks.append
+        if kept.dropped:
+            remark(f"{kept.dropped} earlier calls that led to this update were not kept")
+        calls: Sequence[StepCall | RootCall] = kept.calls if outcome.how == "step" else kept.roots
+        if any(call.versions.changed() for call in calls):
+            remark("an input was changed in place by the first run, and the second began with it")
+        uncopied = self._buffers.changed_uncopied(kept.buffers)
+        if uncopied:
+            remark(f"{uncopied} buffers had changed and could not be put back")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]
