@@ -12,10 +12,9 @@ Examples:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 __version__ = "0.1.0"
 
+TYPE_CHECKING = False  # as in `typing`, whose import would cost more than all the rest
 if TYPE_CHECKING:
     from tracelens.api import check, load, step, tap, trace, watch
     from tracelens.errors import (

@@ -104,6 +104,8 @@ class Program:
     def _prepare(self) -> CodeType:
         main = types.ModuleType("__main__")
         main.__dict__["__builtins__"] = __builtins__
+        if sys.version_info < (3, 14):
+            main.__annotations__ = {}
         if self.kind == "code":
             code = compile(self.target, "<string>", "exec", dont_inherit=True)
             argv0, folder = "-c", ""
@@ -126,6 +128,7 @@ class Program:
             else:
                 folder = str(path.resolve().parent)
                 main.__file__ = str(path.absolute())
+                main.__dict__["__cached__"] = None
                 main.__loader__ = importlib.machinery.SourceFileLoader("__main__", main.__file__)
                 code = _script_code(main.__file__)
         _set_first_path(folder)
