@@ -97,7 +97,7 @@ def finding(
         made_by=_made_by(source, forward if op.phase is Phase.BACKWARD and forward else op),
     )
     told = advise(case)
-    doubts = _doubts(cause, op)
+    doubts = _doubts(cause, op, sink)
     constant_seen = cause.origin == "constant" and cause.kind is Bad.INF
     harmless = masked or (constant_seen and sink.get("sink") in LOOKS)
     data = known.data_of(op)
@@ -222,8 +222,8 @@ def _first_backward(link: Link | None) -> Op | None:
     return None
 
 
-def _doubts(cause: Cause, op: Op) -> list[str]:
-    doubts = list(dict.fromkeys(cause.reasons))
+def _doubts(cause: Cause, op: Op, sink: Mapping[str, Any]) -> list[str]:
+    doubts = list(dict.fromkeys([*(sink.get("doubts") or ()), *cause.reasons]))
     if op.flags & OpFlag.INEXACT_SOURCE:
         doubts.append("the source line is the nearest known one, not certainly this op's")
     return doubts

@@ -42,8 +42,7 @@ def find_mask(source: OpSource, origin: Op, *, phase: Phase | None = None) -> Op
 
     def spread(op: Op, hider: Op | None) -> bool:
         any_reader = False
-        for slot in range(max(len(op.outputs), 1)):
-            value_id = (op.op_id << SLOT_BITS) | min(slot, 15)
+        for value_id in sorted({output.value_id for output in op.outputs}):
             for reader in source.consumers(value_id):
                 any_reader = True
                 if reader not in seen:
@@ -59,7 +58,7 @@ def find_mask(source: OpSource, origin: Op, *, phase: Phase | None = None) -> Op
         if op is None or (phase is not None and op.phase is not phase):
             continue
         name = canonical(op.name)
-        if name in PREDICATES:
+        if name in PREDICATES or op.flags & OpFlag.VIEW:
             continue
         if op.flags & OpFlag.HIT:
             spread(op, None)

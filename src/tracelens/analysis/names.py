@@ -39,6 +39,12 @@ MASKS = words(
 )
 """Ops that can turn non-finite inputs into finite outputs."""
 
+NAN_OF_INF = words(
+    "sin cos frac hardswish hardswish_backward hardsigmoid_backward sigmoid_backward "
+    "tanh_backward softsign leaky_relu leaky_relu_backward hardtanh_backward"
+)
+"""Ops that keep finite inputs finite, but can make a NaN of an Inf (``sin(inf)``, ``0 * inf``)."""
+
 
 @lru_cache(maxsize=4096)
 def canonical(name: str) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import IntFlag
 
 from tracelens.analysis.dtypes import is_float
+from tracelens.analysis.names import NAN_OF_INF, canonical
 from tracelens.analysis.source import OpSource, producer_id
 from tracelens.events import MAX_SLOT, Op, OpFlag, Stats, TensorRecord
 
@@ -140,4 +141,6 @@ class Values:
                 found |= state_of_stats(tensor.stats).possible
             elif not tensor.dtype or is_float(tensor.dtype):
                 found |= self.of_value(tensor.value_id, depth + 1).possible
+        if found & Bad.INF and canonical(op.name) in NAN_OF_INF:
+            found |= Bad.NAN
         return State(Bad.NONE, found)

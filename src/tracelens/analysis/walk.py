@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, islice
 
 from tracelens.analysis.names import FILLS, canonical, display, words
 from tracelens.analysis.source import OpSource, producer_id
@@ -21,6 +21,8 @@ MAX_OPS = 4096
 """Ops a walk looks at before it settles for what it has found."""
 _EXTRA_OPS = 256
 """Further ops looked at for a certain cause once an uncertain one was found."""
+_MAX_HITS = 256
+_NEVER = 2**63 - 1  # above every op id
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,7 @@ class Walk:
         self._seen: set[tuple[int, Bad]] = set()
         self._order = count()
         self._causes: list[Cause] = []
+        self._first_bad: dict[int, int] = {}
         self.ops_visited = 0
 
     def run(self, value_id: int, kind: Bad, reasons: tuple[str, ...] = ()) -> Cause | None:
@@ -172,11 +175,11 @@ class Walk:
         elif op.flags & OpFlag.CONSTANT and (kind is Bad.INF or canonical(op.name) in FILLS):
             # A NaN that the program writes on purpose is still what made everything NaN.
             self._found("constant", kind, link, reasons, rank=0 if kind is Bad.NAN else 2)
-        elif op.flags & OpFlag.HARMLESS:
-            self._inconsistent(op, kind, link, reasons)
         elif kind is Bad.NAN and possible & Bad.INF:
             self._found("op", kind, link, reasons, rank=1)
             self._follow(op, Bad.INF, states, link, reasons)
+        elif op.flags & OpFlag.HARMLESS:
+            self._inconsistent(op, kind, link, reasons)
         elif kind is Bad.INF and sure & Bad.NAN:
             self._follow(op, Bad.NAN, states, link, reasons)
         else:
@@ -186,16 +189,26 @@ class Walk:
 
     def _input_state(self, op: Op, tensor: TensorRecord) -> State:
         state = self._values.of_input(tensor)
-        if (
-            state == UNKNOWN
-            and tensor.value_id < 0
-            and op.phase is Phase.OPTIMIZER
-            and op.flags & OpFlag.INPLACE
-            and not any(hit < op.op_id for hit in self._source.hits(op.step))
-        ):
+        in_place = op.phase is Phase.OPTIMIZER and bool(op.flags & OpFlag.INPLACE)
+        if state == UNKNOWN and in_place and not self._bad_before(op):
             # The parameter's old value was used by this step's forward, which stayed finite.
             return FINITE
         return state
+
+    def _bad_before(self, op: Op) -> bool:
+        """Tell whether something other than a -Inf mask was bad earlier in the op's step."""
+        first = self._first_bad.get(op.step)
+        if first is None:
+            first = self._first_bad[op.step] = self._find_first_bad(op.step)
+        return first < op.op_id
+
+    def _find_first_bad(self, step: int) -> int:
+        for hit in islice(self._source.hits(step), _MAX_HITS):
+            op = self._source.op(hit)
+            measured = [o.stats for o in op.outputs if o.stats is not None] if op else []
+            if not measured or any(stats.nan or stats.posinf for stats in measured):
+                return hit
+        return _NEVER
 
     def _follow(
         self, op: Op, kind: Bad, states: list[State], link: Link, reasons: tuple[str, ...]

@@ -25,6 +25,9 @@ FORWARD, BACKWARD, OPTIMIZER, DATA = (
 )
 
 
+_NO_FLAGS = OpFlag(0)
+
+
 @dataclass(frozen=True)
 class Value:
     """What an op put out, as later ops and sinks see it."""
@@ -98,7 +101,7 @@ class Graph:
         shape: tuple[int, ...] = (4, 8),
         dtype: str = "float32",
         phase: Phase = FORWARD,
-        flags: OpFlag = OpFlag(0),
+        flags: OpFlag = _NO_FLAGS,
         of: Value | None = None,
         checked: bool | None = None,
         measured: bool | None = None,
@@ -150,6 +153,11 @@ class Graph:
         """Another output of the op that wrote a value."""
         op = self.op_of(value)
         return Value(op.outputs[slot])
+
+    def seen(self, value: Value, *, nan: int = 0, posinf: int = 0) -> Value:
+        """The same value, as its reader measures it to be (its producer may not have)."""
+        stats = Stats(32, nan, posinf, 0, None, -1.0, 1.0)
+        return Value(replace(value.record, stats=stats))
 
     def sink(self, kind: str, value: Value, name: str = "", **about: Any) -> dict[str, Any]:
         """A sink event that saw the value; it is kept among the events."""
