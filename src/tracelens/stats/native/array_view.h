@@ -69,8 +69,22 @@ inline TlView dl_view(const DlTensor& t) {
   return view;
 }
 
+// Whether a tensor type runs Python for its ops: what such a wrapper's memory holds, if it has
+// any, is not its value, and touching it may warn.
+inline bool is_wrapper(PyObject* type) {
+  PyObject* handler = PyObject_GetAttrString(type, "__torch_dispatch__");
+  PyObject* name = handler ? PyObject_GetAttrString(handler, "__name__") : nullptr;
+  const bool wrapper =
+      name && PyUnicode_CompareWithASCIIString(name, "_disabled_torch_dispatch_impl") != 0;
+  Py_XDECREF(handler);
+  Py_XDECREF(name);
+  PyErr_Clear();
+  return wrapper;
+}
+
 // The exchange API of a type, null if it has none this code understands. Clears errors.
 inline const DlExchange* find_exchange(PyObject* type) {
+  if (is_wrapper(type)) return nullptr;
   PyObject* capsule = PyObject_GetAttrString(type, "__dlpack_c_exchange_api__");
   if (!capsule) {
     PyErr_Clear();
