@@ -54,9 +54,7 @@ def compile_extension(source: Path, target: Path) -> bool:
     compiler = shlex.split(os.environ.get("CXX", "")) or _found("c++", "g++", "clang++")
     include = sysconfig.get_paths()["include"]
     if os.name != "posix" or not compiler or not (Path(include) / "Python.h").exists():
-        print(
-            "tracelens: no C++ compiler or Python headers; numpy takes its place", file=sys.stderr
-        )
+        _say("no C++ compiler or Python headers")
         return False
     unfinished = target.with_name(f"{target.name}.{os.getpid()}")
     command = [
