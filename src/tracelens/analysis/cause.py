@@ -282,9 +282,9 @@ def sink_words(sink: Mapping[str, Any]) -> str:
     """Write a sink for a person: ``the gradient of 0.weight``."""
     kind, name = sink.get("sink"), sink.get("name") or ""
     if kind == "gradient":
-        return f"the gradient of {name}"
+        return f"the gradient of {name}" if name else "a gradient"
     if kind == "parameter":
-        return f"parameter {name}"
+        return f"parameter {name}" if name else "a parameter"
     if kind == "loss":
         return "the loss" if name in ("", "loss") else f"the loss ({name})"
     if kind == "read":

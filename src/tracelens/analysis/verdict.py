@@ -44,7 +44,7 @@ def verdict(
     found = [dict(event) for event in all_events if event.get("t") == "finding"]
     sinks = [event for event in all_events if event.get("t") == "sink"]
     if not any(each.get("severity") == "error" for each in found):
-        found += _explain_sinks(source, sinks, known)
+        found += _explain_sinks(source, sinks or list(_implied_sinks(source, known)), known)
     found = [each for each in found if not scaler_handled(each, known)]
     real = [each for each in found if each.get("severity") == "error"]
     told = "non-finite" if real else "clean"
@@ -86,6 +86,41 @@ def scaler_handled(finding: Mapping[str, Any], known: Context) -> bool:
     if sink.get("sink") == "parameter":
         return False
     return scaled or first.get("phase") in (None, "backward", "optimizer")
+
+
+def _implied_sinks(source: OpSource, known: Context) -> Iterable[Json]:
+    """Yield the sinks that a run killed within a step had no time to report.
+
+    A NaN that an optimizer op wrote in place is in a parameter or in the optimizer's state; a NaN
+    in the backward pass of a step that never ended was on its way there.
+    """
+    finished = {event.get("step") for event in known.steps}
+    for op_id in islice(source.hits(None), _MAX_HITS):
+        op = source.op(op_id)
+        if op is None:
+            continue
+        output = next((o for o in op.outputs if o.stats is not None and o.stats.nan), None)
+        written = op.phase is Phase.OPTIMIZER and bool(op.flags & OpFlag.INPLACE)
+        pending = op.phase is Phase.BACKWARD and op.step not in finished
+        if output is None or output.stats is None or not (written or pending):
+            continue
+        yield {
+            "sink": "parameter" if written else "gradient",
+            "name": "",
+            "step": op.step,
+            "op_id": op.op_id,
+            "value_id": output.value_id,
+            "dtype": output.dtype or None,
+            "shape": list(output.shape) if output.shape is not None else None,
+            "stats": {
+                "numel": output.stats.numel,
+                "nan": output.stats.nan,
+                "posinf": output.stats.posinf,
+                "neginf": output.stats.neginf,
+            },
+            "first_bad": list(output.first_bad),
+            "t_ns": op.start_ns,
+        }
 
 
 def _explain_sinks(source: OpSource, sinks: list[Event], known: Context) -> list[Json]:
