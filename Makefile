@@ -36,7 +36,7 @@ demo: $(STAMP) ## Train a small network into a real NaN and see its first cause
 lint: $(STAMP) ## Check style and import contracts
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
-	$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
+	$(BIN)/lint-imports
 
 types: $(STAMP) ## Check types
 	$(BIN)/python -m mypy

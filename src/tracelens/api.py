@@ -18,7 +18,7 @@ from tracelens.schedules import Schedule
 from tracelens.session import Session
 
 if TYPE_CHECKING:
-    from tracelens.storage.views import Trace
+    from tracelens.loaded import Trace
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Value = TypeVar("Value")
@@ -93,7 +93,8 @@ def trace(
         nonfinite: on a NaN or Inf ``"record"`` it, ``"warn"``, ``"raise"`` or ``"break"`` into
             the debugger.
         schedule: which steps are recorded op by op, from `tl.schedule`.
-        engine: ``"native"`` or ``"python"``; the default takes the best that works here.
+        engine: ``"native"``, ``"python"`` or ``"sentinel"`` (looks at loss and gradients only,
+            once a step); the default takes the best that works here.
         tensors: name pattern, or several, whose values ``capture="tensors"`` keeps.
         tensor_budget_bytes: at most this much tensor data is stored.
         quiet: say nothing on stderr at the end.
@@ -208,7 +209,7 @@ def load(path: str | os.PathLike[str]) -> Trace:
     Raises:
         TraceError: it is missing, foreign, of a newer format, or torn beyond reading.
     """
-    from tracelens.storage.views import load as load_trace
+    from tracelens.loaded import load as load_trace
 
     return load_trace(path)
 

@@ -12,7 +12,7 @@ from tracelens.schedules import Schedule
 
 CAPTURES = ("guard", "ops", "tensors")
 NONFINITES = ("record", "warn", "raise", "break")
-ENGINES = ("native", "python")
+ENGINES = ("native", "python", "sentinel")
 
 SWITCH = "TRACELENS"
 OVERRIDES = {
@@ -35,7 +35,8 @@ class Config:
         capture: ``"guard"``, ``"ops"`` or ``"tensors"``.
         nonfinite: ``"record"``, ``"warn"``, ``"raise"`` or ``"break"``.
         schedule: which steps are recorded op by op; ``None`` means all.
-        engine: ``"native"``, ``"python"``, or ``None`` for the best that works here.
+        engine: ``"native"``, ``"python"``, ``"sentinel"``, or ``None`` for the best that works
+            here.
         tensors: glob patterns of tap and module names whose values ``capture="tensors"`` keeps.
         tensor_budget_bytes: at most this much tensor data is stored.
         quiet: say nothing on stderr when the session ends.

@@ -32,19 +32,21 @@ def decorate(function: Callable[..., Any], get_session: OpenSession) -> Callable
 
 
 def _plain(function: Callable[..., Any], get_session: OpenSession) -> Callable[..., Any]:
-    prepared: tuple[Session | None, Callable[..., Any]] = (None, function)
+    prepared: tuple[Session | None, int, Callable[..., Any]] = (None, 0, function)
 
     @functools.wraps(function)
     def traced(*args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
         nonlocal prepared
         session = get_session()
         if session is None:
             return function(*args, **kwargs)
-        if prepared[0] is not session:
-            prepared = (session, session.wrap(function))
+        backends = len(session.backends)
+        if prepared[0] is not session or prepared[1] != backends:
+            prepared = (session, backends, session.wrap(function))
         session.begin_call()
         try:
-            result = prepared[1](*args, **kwargs)
+            result = prepared[2](*args, **kwargs)
         except BaseException as error:
             session.end_call(error)
             raise

@@ -1,10 +1,4 @@
-"""One recording's life: open the writer, start the backends, count steps, judge, close.
-
-A step is marked in one of three ways, the strongest seen wins: ``session.step()``, a call of a
-decorated function, an optimizer step that a backend saw. A step that has ended stays open for
-its scalars until the next one begins, so ``session.step(loss=loss)`` after a decorated call
-names the same step and not a second one.
-"""
+"""One recording's life: open the writer, start the backends, count steps, judge, close."""
 
 from __future__ import annotations
 
@@ -14,31 +8,23 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tracelens import discovery
 from tracelens.config import DIRECTORY, Config
 from tracelens.errors import NonFiniteError, SessionError
 from tracelens.judge import Judge, one_line, text
+from tracelens.observers import Observers
+from tracelens.steps import Steps
 
 if TYPE_CHECKING:
     from tracelens.backend import Backend
     from tracelens.storage.writer import ShardWriter
 
-_current: Session | None = None
 _SUFFIX = ".tltrace"
 _REMEMBERED_EVENTS = 64
 
-
-class Mark(IntEnum):
-    """What ends a step, weakest first."""
-
-    NONE = 0
-    AUTO = 1
-    CALL = 2
-    EXPLICIT = 3
+_current: Session | None = None
 
 
 def current() -> Session | None:
@@ -54,34 +40,30 @@ class Session:
     Attributes:
         config: its settings, environment included.
         path: the trace directory.
-        writer: where backends write records.
-        current_step: the number of the running (or last ended) step, from 0.
         rank: this process's rank, from ``RANK``; 0 alone.
+        writer: where backends write records.
+        observers: the backends.
+        judge: what became of the sinks.
         opened_by: what the user wrote to open it, for messages.
     """
 
     writer: ShardWriter
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, opened_by: str = "tl.trace") -> None:
         self.config = config.with_environment()
         self.path = self.config.path or default_path()
-        self.rank = _environment_rank()
-        self.current_step = 0
-        self._judge = Judge(self)
-        self._backends: list[Backend] = []
-        self._failed: dict[str, str] = {}
-        self._watcher: discovery.ImportWatcher | None = None
+        self.rank = _environment_number("RANK", 0)
+        self.opened_by = opened_by
+        self.observers = Observers(self)
+        self.judge = Judge(self)
+        self._steps = Steps(self)
         self._lock = threading.RLock()
         self._state = "new"
-        self._mark = Mark.NONE
-        self._depth = 0
-        self._running = False
-        self._uncommitted: dict[str, Any] | None = None
+        self._pid = os.getpid()
+        self._noted = 0
         self._recent: dict[str, deque[dict[str, Any]]] = {
             kind: deque(maxlen=_REMEMBERED_EVENTS) for kind in ("step", "data", "note")
         }
-        self._pid = os.getpid()
-        self.opened_by = "tl.trace"
 
     # Life
 
@@ -99,24 +81,11 @@ class Session:
                 f"a session opened by {_current.opened_by} already records to {_current.path}; "
                 f"sessions do not nest: end it first, or leave this one out"
             )
-        from tracelens.storage.writer import ShardWriter
-
-        self._check_path()
-        try:
-            self.writer = ShardWriter(
-                self.path,
-                rank=self.rank,
-                mode="flight" if self.config.capture == "guard" else "stream",
-            )
-        except OSError as error:
-            raise SessionError(
-                f"cannot write a trace to {self.path}: {error.strerror or error}; choose another "
-                f"path or set {DIRECTORY}"
-            ) from None
+        self.writer = self._open_writer()
         _current = self
         self._state = "open"
-        self._start_backends()
-        self._begin()
+        self.observers.start()
+        self._steps.begin()
         return self
 
     def close(self, error: BaseException | None = None) -> None:
@@ -129,30 +98,26 @@ class Session:
             NonFiniteError: ``nonfinite="raise"``, no ``error``, and the last step was bad.
         """
         global _current
-        if self._state != "open" or self._pid != os.getpid():
+        if self._state != "open":
             return
+        bad: NonFiniteError | None = None
         with self._lock:
-            pending: NonFiniteError | None = None
-            if error is not None:
-                self._note_exception(error)
             try:
-                partial = self._mark is not Mark.NONE
-                if self._running:
-                    self._end(partial=partial)
-                self._commit()
+                if error is not None:
+                    self._note_exception(error)
+                self._steps.finish()
+                self.observers.stop()
+                self.judge.explain()
                 if error is None:
-                    self._judge.act()
+                    self.judge.act()
             except NonFiniteError as raised:
-                pending = raised
-            self._state = "closed"
-            if self._watcher is not None:
-                self._watcher.remove()
-            for backend in reversed(self._backends):
-                self._guarded(backend, backend.stop)
-            _current = None
-            self.writer.close()
-        if pending is not None:
-            raise pending
+                bad = raised
+            finally:
+                self._state = "closed"
+                _current = None
+                self.writer.close()
+        if bad is not None:
+            raise bad
 
     def __enter__(self) -> Session:
         return self.open()
@@ -167,15 +132,19 @@ class Session:
         global _current
         _current = None
         self._state = "forked"
-        if self._watcher is not None:
-            self._watcher.remove()
-        for backend in self._backends:
-            try:
-                backend.stop()
-            except Exception:
-                continue
+        self.observers.abandon()
 
     # Steps
+
+    @property
+    def current_step(self) -> int:
+        """The number of the running (or last ended) step, from 0."""
+        return self._steps.current
+
+    @property
+    def in_step(self) -> bool:
+        """Whether a step has begun and not ended."""
+        return self._state == "open" and self._steps.running
 
     def step(self, **scalars: Any) -> None:
         """Mark the end of a training step, with scalars to keep beside it.
@@ -189,43 +158,26 @@ class Session:
         if self._state != "open":
             return
         with self._lock:
-            values = self._scalars(scalars)
-            auto_begun = self._mark is Mark.AUTO and self._uncommitted is not None
-            self._mark = Mark.EXPLICIT
-            if auto_begun:
-                # The optimizer's step ended this step a moment ago and began the next one.
-                self._merge(values)
-                self._commit()
-            else:
-                self._end(values)
-                self._commit()
-                if not self._depth:
-                    self._begin_next()
-            self._judge.act()
+            self._steps.mark(scalars)
+            self.judge.act()
 
     def auto_step(self) -> None:
-        """A backend saw an optimizer step: the end of a step, unless the user marks steps."""
-        if self._state != "open" or self._mark > Mark.AUTO or self._depth:
-            return
-        with self._lock:
-            self._mark = Mark.AUTO
-            self._commit()
-            self._end()
-            self._begin_next()
-            self._judge.act()
+        """A backend saw an optimizer step: the end of a step, unless the user marks steps.
 
-    def begin_call(self) -> None:
-        """A decorated function is called: a step begins, unless one encloses the call."""
+        Raises:
+            NonFiniteError: ``nonfinite="raise"`` and the step was bad.
+        """
         if self._state != "open":
             return
         with self._lock:
-            self._depth += 1
-            if self._depth > 1 or self._mark is Mark.EXPLICIT:
-                return
-            self._mark = Mark.CALL
-            if not self._running:
-                self._commit()
-                self._begin_next()
+            self._steps.auto()
+            self.judge.act()
+
+    def begin_call(self) -> None:
+        """A decorated function is called: a step begins, unless one encloses the call."""
+        if self._state == "open":
+            with self._lock:
+                self._steps.enter_call()
 
     def end_call(self, error: BaseException | None = None) -> None:
         """A decorated function returned or raised: its step ends.
@@ -236,52 +188,49 @@ class Session:
         if self._state != "open":
             return
         with self._lock:
-            self._depth = max(0, self._depth - 1)
             if error is not None:
                 self._note_exception(error)
-            if self._depth or self._mark is Mark.EXPLICIT:
-                return
-            self._end()
-            if error is None:
-                self._judge.act()
+            if self._steps.leave_call() and error is None:
+                self.judge.act()
 
     # Named values and decorated functions
 
     def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return what a decorated call should run, so that backends can replay a bad step."""
-        for backend in self._backends:
-            function = self._guarded(backend, backend.wrap_step, function) or function
-        return function
+        return self.observers.wrap_step(function)
 
     def tap(self, value: Any, name: str) -> None:
         """Record a value under a name."""
-        self._offer("tap", value, name)
+        if self._state == "open":
+            self.observers.offer("tap", value, name)
 
     def watch(self, module: Any, name: str = "") -> None:
         """Name the parts of a model."""
-        self._offer("watch", module, name)
+        if self._state == "open":
+            self.observers.offer("watch", module, name)
 
     def check(self, value: Any, name: str) -> None:
-        """Raise `NonFiniteError` with the first cause if a framework's value is not finite."""
+        """Look at a value now.
+
+        Raises:
+            NonFiniteError: it is not finite; the error tells the first cause.
+        """
         if self._state != "open":
             return
-        known = len(self._judge.findings)
-        self._offer("check", value, name)
-        self._judge.explain()
-        for finding in self._judge.findings[known:]:
-            if (finding.get("sink") or {}).get("sink") == "check":
-                raise NonFiniteError(text(finding), finding)
-
-    def _offer(self, method: str, value: Any, name: str) -> bool:
-        """Give a value to the backend whose framework it belongs to."""
-        if self._state != "open":
-            return False
-        return any(
-            self._guarded(backend, getattr(backend, method), value, name)
-            for backend in self._backends
-        )
+        with self._lock:
+            known = len(self.judge.findings)
+            self.observers.offer("check", value, name)
+            self.judge.explain()
+            for finding in self.judge.findings[known:]:
+                if (finding.get("sink") or {}).get("sink") == "check":
+                    raise NonFiniteError(text(finding), finding)
 
     # For backends
+
+    @property
+    def backends(self) -> tuple[Backend, ...]:
+        """The backends that observe now."""
+        return tuple(self.observers.running)
 
     def report_sink(self, **fields: Any) -> None:
         """Store a bad value that reached a sink; it is explained at the end of the step.
@@ -292,7 +241,7 @@ class Session:
         fields.setdefault("step", self.current_step)
         fields.setdefault("t_ns", self.writer.now_ns())
         self.writer.event("sink", **fields)
-        self._judge.add(fields)
+        self.judge.add(fields)
 
     def explain_pending(self, *, act: bool = True) -> list[dict[str, Any]]:
         """Explain the reported sinks now and do what ``nonfinite=`` asks.
@@ -303,9 +252,10 @@ class Session:
         Raises:
             NonFiniteError: ``act`` and ``nonfinite="raise"`` and a sink is a failure.
         """
-        found = self._judge.explain()
-        if act:
-            self._judge.act()
+        with self._lock:
+            found = self.judge.explain()
+            if act:
+                self.judge.act()
         return found
 
     def note(
@@ -320,7 +270,7 @@ class Session:
             step=self.current_step if step is None else step,
         )
 
-    def event(self, t: str, **fields: Any) -> None:
+    def event(self, t: str, /, **fields: Any) -> None:
         """Write an event into the trace and remember it for explanations.
 
         Args:
@@ -330,18 +280,6 @@ class Session:
         self._recent[t].append({"t": t, **fields})
         self.writer.event(t, **fields)
 
-    @property
-    def backends(self) -> tuple[Backend, ...]:
-        """The backends that observe now."""
-        return tuple(self._backends)
-
-    # For the user
-
-    @property
-    def findings(self) -> list[dict[str, Any]]:
-        """What was found so far, each as ``tracelens why --json`` prints it."""
-        return list(self._judge.findings)
-
     def context(self) -> dict[str, Any]:
         """What the analysis may want to know beside the ops: recent events by kind."""
         return {
@@ -349,6 +287,13 @@ class Session:
             "steps": list(self._recent["step"]),
             "notes": list(self._recent["note"]),
         }
+
+    # For the user
+
+    @property
+    def findings(self) -> list[dict[str, Any]]:
+        """What was found so far, each as it stands in the trace."""
+        return list(self.judge.findings)
 
     def announce(self, *, always: bool = False) -> None:
         """Say on stderr what was found and how to see it; nothing if nothing was.
@@ -358,7 +303,7 @@ class Session:
         """
         if self.config.quiet:
             return
-        errors = [f for f in self._judge.findings if f.get("severity") == "error"]
+        errors = [f for f in self.judge.findings if f.get("severity") == "error"]
         lines = [f"tracelens: {one_line(finding)}" for finding in errors[:1]]
         if errors:
             lines.append(f"tracelens: for the first cause: tracelens why {self.path}")
@@ -369,118 +314,32 @@ class Session:
 
     # Inside
 
-    def _begin(self) -> None:
-        self._running = True
-        self._started_ns = self.writer.now_ns()
-        self._first_op_id = self.writer.reserve_op_id()
-        active = self.config.is_active(self.current_step)
-        for backend in self._backends:
-            self._guarded(backend, backend.begin_step, self.current_step, active=active)
+    def _open_writer(self) -> ShardWriter:
+        from tracelens.storage.writer import ShardWriter
 
-    def _begin_next(self) -> None:
-        self.current_step += 1
-        self._begin()
-
-    def _end(self, scalars: dict[str, Any] | None = None, *, partial: bool = False) -> None:
-        """End the running step; it stays open for scalars until `_commit`.
-
-        A step that already ended is judged again, for what happened after it.
-        """
-        values: dict[str, Any] = {}
-        for backend in self._backends:
-            values.update(self._guarded(backend, backend.end_step, self.current_step) or {})
-        self._judge.explain()
-        if self._running:
-            n_ops = self.writer.reserve_op_id() - self._first_op_id - 1
-            hits = int(values.pop("hits", 0))
-            self._running = False
-            if partial and n_ops <= 0:
-                return
-            self._uncommitted = {
-                "step": self.current_step,
-                "start_ns": self._started_ns,
-                "duration_ns": self.writer.now_ns() - self._started_ns,
-                "n_ops": n_ops,
-                "hits": hits,
-                "scalars": values,
-            }
-        self._merge(scalars or {})
-
-    def _merge(self, scalars: dict[str, Any]) -> None:
-        if self._uncommitted is not None:
-            self._uncommitted["scalars"].update(scalars)
-
-    def _commit(self) -> None:
-        if self._uncommitted is not None:
-            event, self._uncommitted = self._uncommitted, None
-            event["scalars"] = {
-                name: number
-                for name, value in event["scalars"].items()
-                if (number := _number(value)) is not None
-            }
-            self.event("step", **event)
-
-    def _scalars(self, scalars: dict[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in scalars.items() if value is not None}
-
-    def _start_backends(self) -> None:
-        later: list[str] = []
-        for framework in discovery.entry_points():
-            if discovery.is_imported(framework):
-                self._start_backend(framework)
-            else:
-                later.append(framework)
-        self._watcher = discovery.ImportWatcher(later, self._framework_imported)
-        self._watcher.install()
-
-    def _framework_imported(self, framework: str) -> None:
-        if self._state == "open":
-            backend = self._start_backend(framework)
-            if backend is not None and self._running:
-                active = self.config.is_active(self.current_step)
-                self._guarded(backend, backend.begin_step, self.current_step, active=active)
-
-    def _start_backend(self, framework: str) -> Backend | None:
+        if self.path.exists() and _environment_number("WORLD_SIZE", 1) <= 1:
+            raise SessionError(f"{self.path} already exists; choose another path or remove it")
         try:
-            backend = discovery.load(framework)
-            backend.start(self)
-        except Exception as error:
-            self.note(
-                "hook_failed",
-                f"the {framework} backend did not start: {type(error).__name__}: {error}",
-                severity="error",
+            return ShardWriter(
+                self.path,
+                rank=self.rank,
+                mode="flight" if self.config.capture == "guard" else "stream",
             )
-            return None
-        self._backends.append(backend)
-        return backend
-
-    def _guarded(self, backend: Backend, call: Callable[..., Any], *args: Any, **kw: Any) -> Any:
-        """Call a backend; its failure is noted once and never stops the program."""
-        try:
-            return call(*args, **kw)
-        except NonFiniteError:
-            raise
-        except Exception as error:
-            message = f"{backend.name}: {call.__name__} failed: {type(error).__name__}: {error}"
-            if self._failed.get(call.__name__) != message:
-                self._failed[call.__name__] = message
-                self.note("hook_failed", message, severity="error")
-            return None
+        except OSError as error:
+            raise SessionError(
+                f"cannot write a trace to {self.path}: {error.strerror or error}; choose another "
+                f"path or set {DIRECTORY}"
+            ) from None
 
     def _note_exception(self, error: BaseException) -> None:
-        if isinstance(error, NonFiniteError | GeneratorExit):
+        """Note an exception of the program, once on its way through nested calls."""
+        # Its id, not itself: an exception keeps every frame of its traceback alive.
+        if id(error) == self._noted or isinstance(error, NonFiniteError | GeneratorExit):
             return
-        if getattr(error, "_tracelens_noted", None) is self:
-            return
-        text = str(error).splitlines()
-        message = type(error).__name__ + (f": {text[0][:500]}" if text else "")
+        self._noted = id(error)
+        lines = str(error).splitlines()
+        message = type(error).__name__ + (f": {lines[0][:500]}" if lines else "")
         self.note("exception", message, severity="error")
-
-    def _check_path(self) -> None:
-        if self.path.exists() and _world_size() <= 1:
-            raise SessionError(
-                f"{self.path} already exists; choose another path or remove it first"
-            )
 
 
 def default_path(name: str | None = None) -> Path:
@@ -500,21 +359,9 @@ def default_path(name: str | None = None) -> Path:
     return path
 
 
-def _number(value: Any) -> float | None:
-    try:
-        return float(value)
-    except Exception:
-        return None
-
-
-def _environment_rank() -> int:
-    text = os.environ.get("RANK", "0")
-    return int(text) if text.isdigit() else 0
-
-
-def _world_size() -> int:
-    text = os.environ.get("WORLD_SIZE", "1")
-    return int(text) if text.isdigit() else 1
+def _environment_number(variable: str, default: int) -> int:
+    value = os.environ.get(variable, "")
+    return int(value) if value.isdecimal() else default
 
 
 def _in_child() -> None:

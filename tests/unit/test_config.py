@@ -14,7 +14,7 @@ from tracelens.errors import ConfigError
     [
         ({"capture": "all"}, "capture='all' is not one of guard, ops, tensors"),
         ({"nonfinite": None}, "nonfinite=None is not one of record, warn, raise, break"),
-        ({"engine": "cuda"}, "engine='cuda' is not one of native, python"),
+        ({"engine": "cuda"}, "engine='cuda' is not one of native, python, sentinel"),
         ({"schedule": 3}, "schedule= must be made by tl.schedule"),
         ({"tensors": [1]}, "tensors= must be a list of name patterns"),
         ({"tensor_budget_bytes": -1}, "tensor_budget_bytes= is negative"),

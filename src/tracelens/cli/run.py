@@ -75,9 +75,9 @@ class Run(Command):
                 schedule=_schedule(options.steps),
                 engine=options.engine,
                 quiet=options.quiet,
-            )
+            ),
+            opened_by="tracelens run",
         )
-        session.opened_by = "tracelens run"
         session.open()
         pid = os.getpid()
         outcome = Outcome(1)

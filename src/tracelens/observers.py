@@ -1,0 +1,144 @@
+"""The backends of one session: started, asked, kept from harming the program, stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from tracelens import discovery
+from tracelens.errors import NonFiniteError
+
+if TYPE_CHECKING:
+    from tracelens.backend import Backend
+    from tracelens.session import Session
+
+
+class Observers:
+    """Every backend whose framework the program has imported, now or later.
+
+    A backend that fails is noted in the trace, once for each of its methods, and the program
+    goes on.
+
+    Attributes:
+        running: the backends that observe now.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._failed: set[tuple[str, str]] = set()
+        self._watcher: discovery.ImportWatcher | None = None
+        self.running: list[Backend] = []
+
+    def start(self) -> None:
+        """Start the backends of imported frameworks and wait for the others' imports."""
+        later = []
+        for framework in discovery.entry_points():
+            if discovery.is_imported(framework):
+                self._start(framework)
+            else:
+                later.append(framework)
+        self._watcher = discovery.ImportWatcher(later, self._imported)
+        self._watcher.install()
+
+    def stop(self) -> None:
+        """Stop all of them, the last started first."""
+        self._unwatch()
+        for backend in reversed(self.running):
+            self._ask(backend, "stop")
+
+    def abandon(self) -> None:
+        """In a forked child: take every hook off and write nothing."""
+        self._unwatch()
+        for backend in self.running:
+            try:
+                # `stop` may report what it saw last, into a ring that is the parent's.
+                getattr(backend, "abandon", backend.stop)()
+            except Exception:
+                continue
+
+    def begin_step(self, step: int) -> None:
+        """A step begins."""
+        active = self._session.config.is_active(step)
+        for backend in self.running:
+            self._ask(backend, "begin_step", step, active=active)
+
+    def end_step(self, step: int) -> dict[str, Any]:
+        """A step ended; return the scalars that backends have for it."""
+        scalars: dict[str, Any] = {}
+        for backend in self.running:
+            scalars.update(self._ask(backend, "end_step", step) or {})
+        return scalars
+
+    def wrap_step(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return what a decorated call should run, so that a bad step can be replayed."""
+        for backend in self.running:
+            function = self._ask(backend, "wrap_step", function) or function
+        return function
+
+    def offer(self, method: str, value: Any, name: str) -> bool:
+        """Give a value to the backend whose framework it belongs to; False if there is none.
+
+        Args:
+            method: ``"tap"``, ``"watch"`` or ``"check"``.
+            value: a tensor or model.
+            name: what to call it.
+        """
+        return any(self._ask(backend, method, value, name) for backend in self.running)
+
+    def number(self, value: Any, name: str) -> float | None:
+        """Return a scalar as a number, ``None`` if it is not one.
+
+        A backend may have a method ``number(value, name)`` that reads its framework's tensors
+        without taking the read for the program's own.
+        """
+        if type(value) in (float, int):
+            return float(value)
+        for backend in self.running:
+            if hasattr(backend, "number"):
+                number: float | None = self._ask(backend, "number", value, name)
+                if number is not None:
+                    return number
+        try:
+            return float(value)
+        except Exception:
+            return None
+
+    def _ask(self, backend: Backend, method: str, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return getattr(backend, method)(*args, **kwargs)
+        except NonFiniteError:
+            raise
+        except Exception as error:
+            if (backend.name, method) not in self._failed:
+                self._failed.add((backend.name, method))
+                self._session.note(
+                    "hook_failed",
+                    f"{backend.name}: {method} failed: {type(error).__name__}: {error}",
+                    severity="error",
+                )
+            return None
+
+    def _start(self, framework: str) -> Backend | None:
+        try:
+            backend = discovery.load(framework)
+            backend.start(self._session)
+        except Exception as error:
+            self._session.note(
+                "hook_failed",
+                f"the {framework} backend did not start: {type(error).__name__}: {error}",
+                severity="error",
+            )
+            return None
+        self.running.append(backend)
+        return backend
+
+    def _imported(self, framework: str) -> None:
+        backend = self._start(framework)
+        session = self._session
+        if backend is not None and session.in_step:
+            step = session.current_step
+            self._ask(backend, "begin_step", step, active=session.config.is_active(step))
+
+    def _unwatch(self) -> None:
+        if self._watcher is not None:
+            self._watcher.remove()

@@ -1,0 +1,173 @@
+"""Which ops make up a training step, and what is written about it.
+
+A step is marked in one of three ways, the strongest seen wins: ``session.step()``, a call of a
+decorated function, an optimizer step that a backend saw. A step that has ended stays open for
+its scalars until the next one begins, so ``session.step(loss=loss)`` after a decorated call
+names the same step and not a second one.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tracelens.session import Session
+
+Event = dict[str, Any]
+
+
+class Mark(IntEnum):
+    """What ends a step, weakest first."""
+
+    NONE = 0
+    AUTO = 1
+    CALL = 2
+    EXPLICIT = 3
+
+
+class Steps:
+    """The step clock of one session.
+
+    Attributes:
+        current: number of the running (or last ended) step, from 0.
+        running: a step has begun and not ended.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.current = 0
+        self.running = False
+        self._mark = Mark.NONE
+        self._depth = 0
+        self._started_ns = 0
+        self._first_op_id = 0
+        self._ended: Event | None = None
+        self._waiting: Event | None = None
+
+    def begin(self) -> None:
+        """Begin the current step."""
+        session = self._session
+        self.running = True
+        self._started_ns = session.writer.now_ns()
+        self._first_op_id = session.writer.reserve_op_id()
+        session.observers.begin_step(self.current)
+
+    def mark(self, scalars: dict[str, Any]) -> None:
+        """The user marks the end of a step."""
+        values = self._kept(scalars)
+        named_by_optimizer = self._mark is Mark.AUTO and self._ended is not None
+        self._mark = Mark.EXPLICIT
+        if named_by_optimizer:
+            # The optimizer's step ended this step a moment ago and began the next one.
+            self._add(values)
+            self._commit()
+        else:
+            self._end()
+            self._add(values)
+            self._commit()
+            if not self._depth:
+                self._begin_next()
+
+    def auto(self) -> None:
+        """An optimizer stepped: the end of a step, unless the user marks steps."""
+        if self._mark > Mark.AUTO or self._depth:
+            return
+        self._mark = Mark.AUTO
+        self._commit()
+        self._end()
+        self._begin_next()
+
+    def enter_call(self) -> None:
+        """A decorated function is called."""
+        self._depth += 1
+        if self._depth > 1 or self._mark is Mark.EXPLICIT:
+            return
+        self._mark = Mark.CALL
+        if not self.running:
+            self._commit()
+            self._begin_next()
+
+    def leave_call(self) -> bool:
+        """A decorated function returned or raised; return whether that ended a step."""
+        self._depth = max(0, self._depth - 1)
+        if self._depth or self._mark is Mark.EXPLICIT:
+            return False
+        self._end()
+        return True
+
+    def finish(self) -> None:
+        """The session ends: so does the last step, if anything happened in it."""
+        if self.running:
+            if self._mark is Mark.AUTO:
+                self._commit()
+            self._end(unless_empty=self._mark is not Mark.NONE)
+        self._commit()
+        self._write_waiting()
+
+    def _begin_next(self) -> None:
+        self.current += 1
+        self.begin()
+
+    def _end(self, *, unless_empty: bool = False) -> None:
+        """End the running step; one that already ended is judged again, for what came after."""
+        session = self._session
+        scalars = session.observers.end_step(self.current)
+        session.judge.explain()
+        if not self.running:
+            return
+        self.running = False
+        n_ops = session.writer.reserve_op_id() - self._first_op_id - 1
+        hits = int(scalars.pop("hits", 0))
+        if unless_empty and n_ops <= 0:
+            return
+        self._ended = {
+            "step": self.current,
+            "start_ns": self._started_ns,
+            "duration_ns": session.writer.now_ns() - self._started_ns,
+            "n_ops": n_ops,
+            "hits": hits,
+            "scalars": scalars,
+        }
+
+    def _add(self, scalars: dict[str, Any]) -> None:
+        if self._ended is not None:
+            self._ended["scalars"].update(scalars)
+
+    def _commit(self) -> None:
+        """Write the step that ended, or let it wait for scalars that are still on a device."""
+        self._write_waiting()
+        if self._ended is not None:
+            event, self._ended = self._ended, None
+            if any(_is_on_device(value) for value in event["scalars"].values()):
+                self._waiting = event
+            else:
+                self._write(event)
+
+    def _write_waiting(self) -> None:
+        if self._waiting is not None:
+            event, self._waiting = self._waiting, None
+            self._write(event)
+
+    def _write(self, event: Event) -> None:
+        number = self._session.observers.number
+        scalars = {name: number(value, name) for name, value in event["scalars"].items()}
+        event["scalars"] = {name: value for name, value in scalars.items() if value is not None}
+        self._session.event("step", **event)
+
+    def _kept(self, scalars: dict[str, Any]) -> dict[str, Any]:
+        """Return scalars as numbers, those on a device as tensors without their graph.
+
+        Reading a device's value now would make the program wait; a step later it is there.
+        """
+        number = self._session.observers.number
+        return {
+            name: value.detach() if _is_on_device(value) else number(value, name)
+            for name, value in scalars.items()
+            if value is not None
+        }
+
+
+def _is_on_device(value: Any) -> bool:
+    kind = getattr(getattr(value, "device", None), "type", "cpu")
+    return kind != "cpu" and hasattr(value, "detach")
