@@ -76,11 +76,11 @@ def doubts_of(outcome: Outcome) -> list[str]:
     """Return why the cause that a replay names may not be the first run's; empty if it is."""
     if not outcome.ran or outcome.exact:
         return []
-    return [
+    unequal = (
         f"found by running the step again, which gave {outcome.equal} of {outcome.compared} "
-        f"gradients bit for bit",
-        *outcome.remarks,
-    ]
+        f"gradients bit for bit"
+    )
+    return [unequal, *outcome.remarks] if outcome.equal < outcome.compared else outcome.remarks
 
 
 def describe_outcome(outcome: Outcome) -> str:
@@ -96,9 +96,10 @@ def describe_outcome(outcome: Outcome) -> str:
     remarks = "".join(f"; {remark}" for remark in outcome.remarks)
     if not outcome.ran:
         return f"replay impossible: {outcome.reason}{remarks}"
-    word = "equal" if outcome.exact else "not equal"
+    word = "equal" if outcome.equal == outcome.compared else "not equal"
+    blank = ", NaN throughout" if outcome.blank and outcome.blank == outcome.equal else ""
     return (
-        f"replay {word}: {outcome.equal}/{outcome.compared} gradients "
+        f"replay {word}: {outcome.equal}/{outcome.compared} gradients{blank} "
         f"({outcome.how} run again in {outcome.duration_ns / 1e6:.0f} ms){remarks}"
     )
 

@@ -82,6 +82,12 @@ def is_nonfinite(tensor: torch.Tensor) -> bool:
     return not bool(torch.isfinite(values).all())
 
 
+def has_finite(tensor: torch.Tensor) -> bool:
+    """Return whether any element is finite."""
+    values = dense(tensor)
+    return values is None or bool(torch.isfinite(values).any())
+
+
 def describe(tensor: torch.Tensor) -> dict[str, Any]:
     """Return the ``dtype shape stats first_bad`` keys of a ``sink`` event for a tensor.
 

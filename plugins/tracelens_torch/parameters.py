@@ -48,7 +48,7 @@ class OptimizerParameters:
     def named(
         self, optimizer: torch.optim.Optimizer, roots: Iterable[torch.nn.Module]
     ) -> list[tuple[str, torch.Tensor]]:
-        """Return the parameters of an optimizer and every other known one, its own first.
+        """Return the names and parameters of an optimizer.
 
         Args:
             optimizer: the one that is about to make an update.
@@ -58,10 +58,22 @@ class OptimizerParameters:
             if root not in self._watched:
                 self._watched.add(root)
                 self._names.watch(root)
-        found: dict[int, tuple[str, torch.Tensor]] = {}
-        for known in [optimizer, *(o for o in self._optimizers if o is not optimizer)]:
-            for place, group in enumerate(known.param_groups):
-                for index, parameter in enumerate(group["params"]):
-                    name = self._names.parameter(parameter, f"group {place} parameter {index}")
-                    found.setdefault(id(parameter), (name, parameter))
-        return list(found.values())
+        return [
+            (self._names.parameter(parameter, f"group {place} parameter {index}"), parameter)
+            for place, group in enumerate(optimizer.param_groups)
+            for index, parameter in enumerate(group["params"])
+        ]
+
+    def of_others(
+        self, optimizer: torch.optim.Optimizer, roots: Iterable[torch.nn.Module]
+    ) -> list[torch.Tensor]:
+        """Return every known parameter that the optimizer does not update."""
+        own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        found = {
+            id(parameter): parameter
+            for known in self._optimizers
+            for group in known.param_groups
+            for parameter in group["params"]
+        }
+        found.update({id(p): p for root in roots for p in root.parameters()})
+        return [parameter for key, parameter in found.items() if key not in own]

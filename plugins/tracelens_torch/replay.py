@@ -150,6 +150,8 @@ class StepReplayer:
             finally:
                 self._depth -= 1
                 call.fetched_until = self._fetched()
+                if self._updates:
+                    self._calls.clear()
                 # The model's calls are kept only where the function cannot be run again.
                 self._roots.keep = call.fetched_until != call.fetched_at or self._updates > 1
 
@@ -183,18 +185,25 @@ class StepReplayer:
     def updated(self) -> None:
         """An optimizer has updated its parameters: begin to keep anew."""
         self._updates += 1
-        self._calls.clear()
+        if not self._depth:
+            self._calls.clear()
         self._dropped = 0
         self._roots.forget()
 
     def replay(
-        self, step: int, parameters: Sequence[tuple[str, torch.Tensor]], kept: Kept | None = None
+        self,
+        step: int,
+        own: Sequence[tuple[str, torch.Tensor]],
+        others: Sequence[torch.Tensor] = (),
+        kept: Kept | None = None,
     ) -> Outcome:
         """Run what led to an update again under capture.
 
         Args:
             step: the step's number.
-            parameters: names and parameters whose gradients are compared with the first run's.
+            own: names and parameters of the update, whose gradients are compared with the first
+                run's.
+            others: other parameters that must keep their gradients.
             kept: what led to the update; of the one about to be made if ``None``.
 
         Returns:
@@ -204,7 +213,7 @@ class StepReplayer:
         started = time.perf_counter_ns()
         kept = kept or self.kept()
         try:
-            run = self._plan(kept, outcome, [parameter for _, parameter in parameters])
+            run = self._plan(kept, outcome, [*(parameter for _, parameter in own), *others])
             if run is not None:
                 self._remark(kept, outcome)
                 calls = kept.calls if outcome.how == "step" else kept.roots
@@ -212,8 +221,9 @@ class StepReplayer:
                     rerun.rerun(
                         run,
                         step,
-                        parameters,
+                        own,
                         outcome,
+                        others=others,
                         capture=self._make_capture(self._session),
                         buffers=kept.buffers,
                         inputs=rerun.inputs_of(calls),

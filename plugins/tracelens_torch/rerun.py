@@ -11,7 +11,7 @@ import torch
 from tracelens_torch import guards
 from tracelens_torch.batches import tensors_in
 from tracelens_torch.guards import ReplayStopped, StepUnwound
-from tracelens_torch.nonfinite import same_bits
+from tracelens_torch.nonfinite import has_finite, same_bits
 from tracelens_torch.snapshots import BufferCopies, RngState
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ class Outcome:
         remarks: what a reader must know to trust it, one clause each.
         compared: gradients compared with those of the first run.
         equal: those that were equal bit for bit.
+        blank: those of the equal ones without a finite element, which prove little.
         values: value id of each gradient by parameter name, -1 unknown to the capture.
         losses: value id of each tensor that backward was called on.
         gradients: the second run's gradients by parameter name.
@@ -65,6 +66,7 @@ class Outcome:
     remarks: list[str] = field(default_factory=list)
     compared: int = 0
     equal: int = 0
+    blank: int = 0
     values: dict[str, int] = field(default_factory=dict)
     losses: list[int] = field(default_factory=list)
     gradients: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -72,8 +74,14 @@ class Outcome:
 
     @property
     def exact(self) -> bool:
-        """Whether every gradient came out as in the first run."""
-        return self.ran and self.compared > 0 and self.equal == self.compared
+        """Whether every gradient came out as in the first run.
+
+        Gradients that are NaN throughout are equal whatever made them so: with nothing else to
+        go by, a remark is reason enough to doubt.
+        """
+        if not self.ran or not self.compared or self.equal < self.compared:
+            return False
+        return self.blank < self.compared or not self.remarks
 
 
 class Replay:
@@ -134,7 +142,7 @@ def run_steps(calls: Sequence[StepCall], outcome: Outcome) -> None:
             except StepUnwound:
                 outcome.ran = True
                 return
-    outcome.reason = "the second run ended without an update"
+    outcome.ran = True
 
 
 def run_roots(calls: Sequence[RootCall], outcome: Outcome) -> None:
@@ -167,6 +175,7 @@ def rerun(
     parameters: Sequence[tuple[str, torch.Tensor]],
     outcome: Outcome,
     *,
+    others: Sequence[torch.Tensor],
     capture: Capture,
     buffers: BufferCopies,
     inputs: Sequence[torch.Tensor],
@@ -179,16 +188,15 @@ def rerun(
         step: the step's number.
         parameters: names and parameters whose gradients are compared.
         outcome: filled in.
+        others: further leaves that must keep their gradients.
         capture: records the run; started and stopped here.
         buffers: buffers at the start of the first call.
         inputs: tensors that came from outside, to be given a producer.
         data: tells which batch an input came in.
     """
     global _active
-    leaves = {id(parameter): parameter for _, parameter in parameters}
-    leaves.update(
-        {id(tensor): tensor for tensor in inputs if tensor.requires_grad and tensor.is_leaf}
-    )
+    leaves = {id(leaf): leaf for leaf in (*(parameter for _, parameter in parameters), *others)}
+    leaves.update({id(leaf): leaf for leaf in inputs if leaf.requires_grad and leaf.is_leaf})
     now = RngState()
     replay = _active = Replay()
     try:
@@ -225,7 +233,9 @@ def _compare(
         if before is None and after is None:
             continue
         outcome.compared += 1
-        outcome.equal += before is not None and after is not None and same_bits(before, after)
+        if before is not None and after is not None and same_bits(before, after):
+            outcome.equal += 1
+            outcome.blank += not has_finite(after)
 
 
 def _register_inputs(

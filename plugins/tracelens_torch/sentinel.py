@@ -277,10 +277,10 @@ class SentinelEngine:
         The gradients are those of the replay, the first run's are gone by now.
         """
         self.hits += 1
-        named = self._parameters.named(held.optimizer, self.replayer.roots)
-        outcome = self.replayer.replay(held.step, named, kept)
-        outcome.compared = outcome.equal = 0
-        own = {id(p) for group in held.optimizer.param_groups for p in group["params"]}
+        named, others = self._parameters_of(held.optimizer)
+        outcome = self.replayer.replay(held.step, named, others, kept)
+        # The first run's gradients are gone by now: there is nothing to compare with.
+        outcome.compared = outcome.equal = outcome.blank = 0
         now = [(parameter, parameter.grad) for _, parameter in named]
         try:
             for name, parameter in named:
@@ -290,9 +290,6 @@ class SentinelEngine:
             )
             self._tell(held.step, losses, named, outcome)
             if outcome.ran:
-                for _, parameter in named:
-                    if id(parameter) not in own:
-                        parameter.grad = None
                 type(held.optimizer).step.__wrapped__(held.optimizer)
         finally:
             for parameter, gradient in now:
@@ -310,7 +307,7 @@ class SentinelEngine:
             NonFiniteError: ``nonfinite="raise"``.
         """
         self.hits += 1
-        named = self._parameters.named(optimizer, self.replayer.roots)
+        named, others = self._parameters_of(optimizer)
         bad_before = [(n, p) for n, p in named if is_nonfinite(p)] if outcome is None else []
         if bad_before and self._poisoned:
             return  # What the last bad update left behind: told already.
@@ -327,7 +324,7 @@ class SentinelEngine:
         if outcome is None:
             if self._replays < MAX_REPLAYS:
                 self._replays += 1
-                outcome = self.replayer.replay(self._step, named)
+                outcome = self.replayer.replay(self._step, named, others)
             else:
                 outcome = Outcome(reason=f"{MAX_REPLAYS} steps have been replayed, no more will be")
         self._tell(self._step, list(self._losses), named, outcome)
@@ -335,6 +332,15 @@ class SentinelEngine:
         outcome.gradients.clear()
         if self._session.config.nonfinite in ("raise", "break"):
             self._session.explain_pending()
+
+    def _parameters_of(
+        self, optimizer: torch.optim.Optimizer
+    ) -> tuple[list[tuple[str, torch.Tensor]], list[torch.Tensor]]:
+        roots = self.replayer.roots
+        return (
+            self._parameters.named(optimizer, roots),
+            self._parameters.of_others(optimizer, roots),
+        )
 
     def _tell(
         self, step: int, losses: Sequence[torch.Tensor], named: Named, outcome: Outcome

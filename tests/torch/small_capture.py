@@ -6,9 +6,10 @@ import itertools
 from types import SimpleNamespace
 from typing import Any
 
-import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+import torch
 
 
 class ListWriter:
@@ -110,9 +111,7 @@ class SmallCapture(TorchDispatchMode):
         self.ops.append((name, bad))
         return len(self.ops) - 1
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         if func.namespace == "aten" and not func.is_view:
             self._write(func.__name__, tree_leaves(out))
