@@ -27,6 +27,8 @@ class TorchBackend:
 
     def __init__(self) -> None:
         self._engine: Engine | None = None
+        self._bad_gradients = False
+        self._told_bad = False
         self._sentinel: Any = None
         self._uninstall: list[Callable[[], None]] = []
 
@@ -146,8 +148,7 @@ class TorchBackend:
         engine = self._engine
         if engine is None:
             return
-        if engine.suspicious and not amp.handles(optimizer):
-            self._check_gradients(engine, optimizer)
+        self._bad_gradients = engine.suspicious and self._check_gradients(engine, optimizer)
         engine.begin_update(observe=closure)
 
     def after_update(self, optimizer: Optimizer) -> None:
@@ -161,19 +162,25 @@ class TorchBackend:
             return
         engine.end_update()
         parameters = parameters_of(optimizer)
-        bad = engine.nonfinite(parameters)
-        if bad >= 0:
+        bad = engine.record_update(parameters, f"{type(optimizer).__name__}.step")
+        if bad >= 0 and not self._bad_gradients:
             self._explain_update(engine, optimizer, parameters)
         self._session.auto_step()
 
-    def _check_gradients(self, engine: Engine, optimizer: Optimizer) -> None:
+    def _check_gradients(self, engine: Engine, optimizer: Optimizer) -> bool:
+        """Report bad gradients, unless a gradient scaler is about to drop them."""
         engine.drain()
         parameters = [p for p in parameters_of(optimizer) if p.grad is not None]
         gradients = [p.grad for p in parameters]
-        if engine.check("gradient", gradients, names_of(parameters, self._modules)):  # type: ignore[arg-type]
-            engine.drain()
-            self._data.flush(max(0, self._session.current_step - 1), self._session.current_step)
-            self._session.explain_pending()
+        if engine.nonfinite(gradients) < 0:  # type: ignore[arg-type]
+            return False
+        if amp.handles(optimizer):
+            return True
+        engine.check("gradient", gradients, names_of(parameters, self._modules))  # type: ignore[arg-type]
+        engine.drain()
+        self._data.flush(max(0, self._session.current_step - 1), self._session.current_step)
+        self._session.explain_pending()
+        return True
 
     def _explain_update(
         self, engine: Engine, optimizer: Optimizer, parameters: list[torch.Tensor]
@@ -181,16 +188,12 @@ class TorchBackend:
         """Report parameters that an update made bad, having looked at the update once more."""
         names = names_of(parameters, self._modules)
         reported = parameters
-        if engine.hushes and not self._session_found_this_step():
+        if engine.hushes and not self._told_bad:
             reported = update.observe_again(optimizer, parameters, engine, self._session)
-        if engine.check("parameter", reported, names):
-            engine.drain()
-            self._session.explain_pending()
-
-    def _session_found_this_step(self) -> bool:
-        """Whether this step's gradients were bad already: then the update only applied them."""
-        step = self._session.current_step
-        return any(finding.get("step") == step for finding in self._session.findings)
+        self._told_bad = True
+        engine.check("parameter", reported, names)
+        engine.drain()
+        self._session.explain_pending()
 
     # Inside
 

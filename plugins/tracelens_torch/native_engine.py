@@ -44,7 +44,7 @@ class NativeEngine:
         self._native = build.load()
         self._sites = Sites(session.writer, modules)
         self._sinks = SinkFilter(session, modules)
-        self._data_sites: dict[tuple[str, CodeType | None, int], int] = {}
+        self._own_sites: dict[tuple[str, CodeType | None, int], int] = {}
         self._hits_before = 0
         self._failures = 0
         self._ops_level = session.config.capture != "guard"
@@ -126,11 +126,7 @@ class NativeEngine:
 
     def register_data(self, tensors: Sequence[torch.Tensor], name: str) -> int:
         """Give tensors that come from outside a producer of phase ``data``; return its op id."""
-        place = user_place()
-        site = self._data_sites.get((name, *place))
-        if site is None:
-            site = self._data_sites[name, *place] = self._sites.make(name, *place, None)
-        return int(self._native.register_data(tensors, site, name == "step_input"))
+        return int(self._native.register_data(tensors, self._site(name), name == "step_input"))
 
     def value_id(self, tensor: torch.Tensor) -> int:
         """Return the id of the value a tensor holds, -1 if no recorded op wrote it."""
@@ -139,6 +135,25 @@ class NativeEngine:
     def check(self, kind: str, tensors: Sequence[torch.Tensor], names: Sequence[str]) -> int:
         """Report those of the tensors that hold a non-finite value; return how many do."""
         return int(self._native.check(kind, tensors, list(names), -1))
+
+    def record_update(self, parameters: Sequence[torch.Tensor], name: str) -> int:
+        """Tell what an optimizer's step wrote, where its ops were not observed.
+
+        Args:
+            parameters: those that were updated.
+            name: what to call the update (``"Adam.step"``).
+
+        Returns:
+            The index of the first parameter that holds a non-finite value, or -1.
+        """
+        if self._ops_level:
+            return self.nonfinite(parameters)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        return int(self._native.record_update(parameters, gradients, self._site(name)))
+
+    def adopt(self, tensors: Sequence[torch.Tensor], of: Sequence[torch.Tensor]) -> None:
+        """Let tensors have the producers that others have, one for one."""
+        self._native.adopt(tensors, of)
 
     def nonfinite(self, tensors: Sequence[torch.Tensor]) -> int:
         """Return the index of the first tensor that holds a non-finite value, or -1."""
@@ -187,6 +202,14 @@ class NativeEngine:
                 f"the observer failed {counters_failed} times: {failure[0] if failure else ''}",
                 severity="error",
             )
+
+    def _site(self, name: str) -> int:
+        """Return the site of something that the user's current line does."""
+        place = user_place()
+        site = self._own_sites.get((name, *place))
+        if site is None:
+            site = self._own_sites[name, *place] = self._sites.make(name, *place, None)
+        return site
 
     def _on_sink(self) -> None:
         """Run in the user's frame soon after a sink was seen (``nonfinite`` not ``record``)."""

@@ -41,6 +41,7 @@ def observe_again(
     try:
         with engine.muted():
             twin, copies = _twin(optimizer)
+        engine.record_update(copies, "parameters")
         engine.begin_update(observe=True)
         try:
             step(twin)
@@ -59,6 +60,7 @@ def observe_again(
     )
     if engine.nonfinite(copies) < 0:
         return parameters
+    engine.adopt(parameters, copies)
     return copies
 
 

@@ -116,6 +116,18 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     }
     return -1;
   });
+  m.def("record_update", [o](py::iterable parameters, py::iterable gradients, int32_t site) {
+    auto written = tensors_of(parameters), read = tensors_of(gradients);
+    return o()->record_update(written, read, site);
+  });
+  m.def("adopt", [o](py::iterable tensors, py::iterable of) {
+    auto to = tensors_of(tensors), from = tensors_of(of);
+    for (size_t i = 0; i < to.size() && i < from.size(); ++i) {
+      Span span;
+      const int64_t id = o()->value_id(from[i]);
+      if (id != kNoId && span_of(to[i].unsafeGetTensorImpl(), span)) o()->values.write(span, id, true);
+    }
+  });
   m.def("value_id", [o](const at::Tensor& t) { return o()->value_id(t); });
   m.def("add_parameters", [o](py::iterable tensors) { o()->add_parameters(tensors_of(tensors)); });
   m.def("take_sinks", [o] {

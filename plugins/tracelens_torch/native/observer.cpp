@@ -37,6 +37,9 @@ CodeClass classify_code(PyObject* code) {
 
 bool is_bad_scalar(const c10::IValue& v) { return v.isDouble() && !std::isfinite(v.toDouble()); }
 
+// "autograd::engine::evaluate_function: MulBackward0"
+bool is_engine_scope(const char* name) { return std::strncmp(name, "autograd::engine::", 18) == 0; }
+
 // Bits that a type's exponent range can lose when a wider one is cast to it.
 int exponent_bits(c10::ScalarType t) {
   switch (t) {
@@ -134,6 +137,10 @@ std::unique_ptr<at::ObserverContext> Observer::on_start(const at::RecordFunction
         b.fwd_site = f.site;
       }
       ts.backward.push_back(b);
+      return nullptr;
+    }
+    if (is_engine_scope(rf.name())) {
+      ts.backward.push_back({&rf, kNoId, 0});
       return nullptr;
     }
     if (ts.depth + 1 >= int(ts.open.size())) ts.open.resize(ts.open.size() * 2);
@@ -263,7 +270,13 @@ void Observer::on_end(const at::RecordFunction& rf) {
   ThreadState& ts = state();
   if (ts.busy) return;
   if (!ts.backward.empty() && ts.backward.back().rf == &rf) {
+    const OpenBackward ended = ts.backward.back();
     ts.backward.pop_back();
+    if (rf.scope() == at::RecordScope::BACKWARD_FUNCTION && !ts.backward.empty() &&
+        is_engine_scope(ts.backward.back().rf->name())) {
+      ts.backward.back().fwd_op = ended.fwd_op;
+      ts.backward.back().fwd_site = ended.fwd_site;
+    }
     return;
   }
   if (ts.depth == 0 || ts.open[ts.depth - 1].rf != &rf) return;
@@ -559,6 +572,45 @@ int64_t Observer::register_data(const std::vector<at::Tensor>& tensors, int32_t 
   }
   write_op(ts, op, outs, ids, hit, true);
   return op.op_id;
+}
+
+int Observer::record_update(const std::vector<at::Tensor>& parameters,
+                            const std::vector<at::Tensor>& gradients, int32_t site) {
+  static const OpInfo info = [] {
+    OpInfo i;
+    i.name = "update";
+    return i;
+  }();
+  static thread_local OpenOp op;
+  ThreadState& ts = state();
+  op.info = &info;
+  op.phase = kOptimizer;
+  op.site = site;
+  op.flags = kInplace;
+  op.fwd_op = kNoId;
+  op.op_id = ring.reserve_op_id();
+  op.start_ns = monotonic_ns();
+  op.in_ids.clear();
+  op.inputs.clear();
+  for (const auto& t : gradients) {
+    Span span;
+    op.in_ids.push_back(span_of(t.unsafeGetTensorImpl(), span) ? values.find(span) : kNoId);
+    op.inputs.push_back(t.getIntrusivePtr());
+  }
+  std::vector<const at::TensorImpl*> outs;
+  std::vector<int64_t> ids;
+  int first_bad = -1;
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    const at::TensorImpl* impl = parameters[i].unsafeGetTensorImpl();
+    Span span;
+    ids.push_back(value_of(op.op_id, int64_t(i)));
+    outs.push_back(impl);
+    if (span_of(impl, span)) values.write(span, ids.back(), true);
+    if (first_bad < 0 && has_nonfinite(impl)) first_bad = int(i);
+  }
+  if (!outs.empty()) write_op(ts, op, outs, ids, first_bad >= 0, true);
+  op.inputs.clear();
+  return first_bad;
 }
 
 int Observer::check_sinks(const char* kind, const std::vector<at::Tensor>& tensors,

@@ -49,7 +49,8 @@ struct OpenOp {
   std::vector<int> in_args;
 };
 
-// A backward function (autograd's own scope) that is running on this thread.
+// A backward function that is running on this thread: autograd's own scope, or the engine's
+// wider one around it, in which gradients are summed for the next function.
 struct OpenBackward {
   const at::RecordFunction* rf;
   int64_t fwd_op;
@@ -114,6 +115,9 @@ class Observer {
   void on_end(const at::RecordFunction& rf);
 
   int64_t register_data(const std::vector<at::Tensor>& tensors, int32_t site, bool only_unknown);
+  // Tells what an unobserved optimizer step wrote; returns the index of its first bad parameter.
+  int record_update(const std::vector<at::Tensor>& parameters,
+                    const std::vector<at::Tensor>& gradients, int32_t site);
   int check_sinks(const char* kind, const std::vector<at::Tensor>& tensors,
                   const std::vector<std::string>& names, int64_t op_id);
   std::vector<Sink> take_sinks();
