@@ -7,6 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
+# The toy framework is imported by tests that put it on the path, not collected for doctests.
+collect_ignore = ["toy"]
+
 # Tests share the machine's cores; one thread a process keeps them from slowing each other down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import textwrap
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -76,5 +75,5 @@ def _overview() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"tracelens {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb")
     for verb in VERBS:
-        verbs.add_parser(verb, help=textwrap.shorten(_load(verb).summary(), 70), add_help=False)
+        verbs.add_parser(verb, help=_load(verb).summary(), add_help=False)
     return parser

@@ -69,10 +69,15 @@ class Program:
         """Look at the target without running anything.
 
         Raises:
-            ProgramError: there is no such script, or it is not a Python program.
+            ProgramError: there is no such script or module, or it is not a Python program.
         """
         if self.kind == "script":
             _check_script(Path(self.target))
+        elif self.kind == "module":
+            _set_first_path(str(Path.cwd()))
+            package = self.target.partition(".")[0]
+            if not package or importlib.util.find_spec(package) is None:
+                raise ProgramError(f"no module named {self.target} can be run")
 
     def run(self) -> Outcome:
         """Run it in this process as ``__main__`` and wait for its threads."""

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from tracelens.cli._command import Command
 from tracelens.cli._program import Outcome, Program, split
+from tracelens.cli._steps import step_range
 from tracelens.config import CAPTURES, ENGINES, NONFINITES, Config, enabled
-from tracelens.errors import ConfigError, NonFiniteError
+from tracelens.errors import NonFiniteError
 from tracelens.schedules import Schedule, steps_between
 from tracelens.session import Session, default_path
 
@@ -102,8 +103,5 @@ class Run(Command):
 def _schedule(steps: str | None) -> Schedule | None:
     if steps is None:
         return None
-    first, colon, last = steps.partition(":")
-    if not colon or not (first or "0").isdecimal() or not (last or "0").isdecimal():
-        raise ConfigError(f"--steps takes FIRST:END, two step numbers, not {steps!r}")
-    start = int(first or 0)
-    return steps_between(start, int(last) if last else sys.maxsize)
+    first, end = step_range(steps)
+    return steps_between(first or 0, sys.maxsize if end is None else end)
