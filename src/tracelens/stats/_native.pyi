@@ -71,7 +71,7 @@ class Recorder:
         on_hit: Callable[..., Any],
         on_sink: Callable[..., Any],
         on_failure: Callable[..., Any],
-        plain_type: Callable[..., Any],
+        tensor_kind: Callable[..., Any],
         sequence_nr: Callable[..., Any],
         current_node: Callable[..., Any],
         tensor_type: type,

@@ -220,7 +220,7 @@ PyObject* recorder_open_ring(PyObject* self, PyObject* args, PyObject* kwargs) {
 PyObject* recorder_connect(PyObject* self, PyObject* args, PyObject* kwargs) {
   tl::Recorder* r = recorder_of(self);
   static const char* names[] = {"describe",    "classify_code", "make_site",  "on_hit",
-                                "on_sink",     "on_failure",    "plain_type", "sequence_nr",
+                                "on_sink",     "on_failure",    "tensor_kind", "sequence_nr",
                                 "current_node", "tensor_type",  "parameter_type", nullptr};
   PyObject* o[11];
   if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOOOOOOOO", (char**)names, &o[0], &o[1],
@@ -234,7 +234,7 @@ PyObject* recorder_connect(PyObject* self, PyObject* args, PyObject* kwargs) {
   r->on_hit.set(o[3]);
   r->on_sink.set(o[4]);
   r->on_failure.set(o[5]);
-  r->plain_type.set(o[6]);
+  r->tensor_kind.set(o[6]);
   r->sequence_nr.set(o[7]);
   r->current_node.set(o[8]);
   r->tensor_type.set(o[9]);

@@ -39,7 +39,8 @@ class PlaceFinder {
     classify_ = classify;
   }
 
-  Place find() {
+  // `stop_at_engine`: what called the autograd engine is of no interest.
+  Place find(bool stop_at_engine) {
     Place place;
     auto* top = (PyObject*)PyEval_GetFrame();
     if (!top) return place;
@@ -49,8 +50,8 @@ class PlaceFinder {
       const int kind = class_of(code);
       bool done = false;
       if (kind == ENGINE_CODE) {
-        place.in_engine = place.code == nullptr;
-        done = true;
+        if (!place.code) place.in_engine = true;
+        done = stop_at_engine || place.code;
       } else if (kind == MAKE_GRADS_CODE) {
         place.in_make_grads = place.code == nullptr;
       } else if (kind == MODULE_CALL_CODE) {

@@ -27,6 +27,7 @@ enum OpTrait {
   TRAIT_SCALAR_READ = 2,  // the user looks at the value
   TRAIT_ONES_LIKE = 4,    // autograd starts a backward with it
   TRAIT_CAST = 8,         // harmless unless the exponent range shrinks
+  TRAIT_UNCHECKED = 16,   // its outputs are not ready when it returns (collectives)
 };
 
 class Ref {
@@ -118,9 +119,10 @@ class Recorder {
  public:
   // Python callables: describe(func) -> (name, flags, traits, written, target),
   // make_site(name, code, lasti, module, forward site, exact) -> id,
-  // on_hit(...), on_sink(kind, tensor, op id, value id), on_failure(), plain_type(type) -> bool,
+  // on_hit(...), on_sink(kind, tensor, op id, value id), on_failure(error) -> bool (the user is
+  // to see it), tensor_kind(type) -> 1 own memory, 2 only traced, 0 unknown,
   // sequence_nr() -> int, current_node() -> node | None.
-  Ref describe, make_site, on_hit, on_sink, on_failure, plain_type, sequence_nr, current_node;
+  Ref describe, make_site, on_hit, on_sink, on_failure, tensor_kind, sequence_nr, current_node;
   Ref tensor_type, parameter_type;
   RingWriter ring;
   PlaceFinder places;
@@ -163,6 +165,12 @@ class Recorder {
     if (made_node) remember_forward(thread, seq - 1, f.op_id, f.site);
     Work& work = thread.take();
     see_inputs(args, kwargs, &work.inputs, &f.flags);
+    for (const Seen& in : work.inputs) {
+      if (!in.range.high && kind_of(in.object) == 2) {
+        thread.give();
+        return call(facts, args, kwargs);
+      }
+    }
     if ((facts->traits & TRAIT_ONES_LIKE) && f.in_make_grads && !work.inputs.empty() &&
         is_bad(work.inputs[0].object)) {
       report_sink("loss", work.inputs[0].object, f.op_id, work.inputs[0].id);
@@ -211,7 +219,7 @@ class Recorder {
   void forget_sites() { sites_.clear(); }
 
   void close() {
-    for (Ref* ref : {&describe, &make_site, &on_hit, &on_sink, &on_failure, &plain_type,
+    for (Ref* ref : {&describe, &make_site, &on_hit, &on_sink, &on_failure, &tensor_kind,
                      &sequence_nr, &current_node}) {
       ref->set(nullptr);
     }
@@ -333,7 +341,7 @@ class Recorder {
     }
     Py_XDECREF(node);
     PyErr_Clear();
-    const Place place = places.find();
+    const Place place = places.find(forward_site != 0);
     f->in_make_grads = place.in_make_grads;
     if (place.in_make_grads) f->phase = BACKWARD;
     const bool user = place.code && !place.in_engine;
@@ -389,22 +397,22 @@ class Recorder {
     return PyType_IsSubtype((PyTypeObject*)type, (PyTypeObject*)tensor_type.get()) != 0;
   }
 
-  bool is_plain(PyObject* object) {
+  int kind_of(PyObject* object) {
     auto* type = (PyObject*)Py_TYPE(object);
-    if (type == tensor_type.get() || type == parameter_type.get()) return true;
-    auto it = plain_types_.find(type);
-    if (it != plain_types_.end()) return it->second;
-    PyObject* answer = PyObject_CallFunctionObjArgs(plain_type.get(), type, nullptr);
-    const bool plain = answer == Py_True;
+    if (type == tensor_type.get() || type == parameter_type.get()) return 1;
+    auto it = kinds_.find(type);
+    if (it != kinds_.end()) return it->second;
+    PyObject* answer = PyObject_CallFunctionObjArgs(tensor_kind.get(), type, nullptr);
+    const int kind = answer ? (int)PyLong_AsLong(answer) : 0;
     Py_XDECREF(answer);
     PyErr_Clear();
     Py_INCREF(type);
-    plain_types_.emplace(type, plain);
-    return plain;
+    kinds_.emplace(type, kind);
+    return kind;
   }
 
   bool read(PyObject* object, DlTensor* out) {
-    if (!is_plain(object)) return false;
+    if (kind_of(object) != 1) return false;
     if (exchange_->tensor_from_object(object, out) == 0) return true;
     PyErr_Clear();
     return false;
@@ -537,7 +545,8 @@ class Recorder {
         (f->flags & INPLACE) && !work->inputs.empty() &&
         (PyObject*)Py_TYPE(work->inputs[0].object) == parameter_type.get();
     const uint16_t known = f->facts->flags;
-    const bool judge = !(known & (GARBAGE | CONSTANT)) && (!(known & HARMLESS) || into_parameter);
+    const bool judge = !(known & (GARBAGE | CONSTANT)) && (!(known & HARMLESS) || into_parameter) &&
+                       !(f->facts->traits & TRAIT_UNCHECKED);
     const Write write = known & INPLACE ? IN_PLACE : FRESH_OR_VIEW;
     bool bad = false, wrote = false, any = false;
     if (is_tensor(result)) {
@@ -636,7 +645,7 @@ class Recorder {
   const uint64_t serial_;
   const DlExchange* exchange_ = nullptr;
   std::unordered_map<PyObject*, std::unique_ptr<OpFacts>> facts_;
-  std::unordered_map<PyObject*, bool> plain_types_;
+  std::unordered_map<PyObject*, int> kinds_;
   std::unordered_map<SiteKey, int32_t, SiteHash> sites_;
   std::shared_ptr<ForwardOps> last_forward_;
 };
