@@ -66,6 +66,10 @@ def quote_literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
+def _literal(path: Path) -> str:
+    return quote_literal(str(path))
+
+
 def quote_path(path: Path) -> str:
     """Return a path as an SQL string literal in which no character is a wildcard."""
     return quote_literal(re.sub(r"[*?\[]", r"[\g<0>]", str(path)))
@@ -109,7 +113,9 @@ class Database:
         }
         self._connection: duckdb.DuckDBPyConnection = duckdb.connect(":memory:", config=config)
         try:
-            paths = ", ".join(quote_literal(str(path)) for path in files)
+            # DuckDB checks a path twice: as it is written in a query, and as a file.
+            allowed = {f(path): None for path in files for f in (_literal, quote_path)}
+            paths = ", ".join(allowed)
             self._connection.execute(f"SET allowed_paths = [{paths}]")
             self._connection.execute("SET enable_external_access = false")
             self._connection.execute("SET lock_configuration = true")
