@@ -132,12 +132,12 @@ class DataWatch:
 
     def tell_again(self, event: dict[str, Any], op_id: int, step: int) -> None:
         """Write a batch's event under the op that stands for it in a replay of a step."""
-        self._session.writer.event("data", **{**event, "op_id": op_id, "step": step})
+        self._session.event("data", **{**event, "op_id": op_id, "step": step})
 
     def _write(self, info: BatchInfo) -> None:
         if not info.written:
             info.written = True
-            self._session.writer.event("data", **info.event)
+            self._session.event("data", **info.event)
 
     def _asked(self, iterator: Any, index: Any) -> None:
         try:

@@ -9,6 +9,9 @@ from typing import Any
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tracelens.storage.format import RECORD
+
+import numpy as np
 import torch
 
 
@@ -33,6 +36,12 @@ class ListWriter:
     def intern(self, kind: str, value: Any) -> int:
         return 1
 
+    def committed(self) -> Any:
+        return np.zeros(0, RECORD)
+
+    def strings(self, id: int) -> Any:
+        return {}
+
     def now_ns(self) -> int:
         return 0
 
@@ -52,6 +61,9 @@ class ListSession:
     ) -> None:
         step = self.current_step if step is None else step
         self.writer.event("note", kind=kind, message=message, severity=severity, step=step)
+
+    def event(self, t: str, /, **fields: Any) -> None:
+        self.writer.event(t, **fields)
 
     def explain_pending(self, *, act: bool = True) -> list[Any]:
         self.explained += 1
@@ -99,7 +111,7 @@ class SmallCapture(TorchDispatchMode):
         return self.ops[value_id >> 4][0]
 
     def first_bad(self) -> str:
-        return next(name for name, bad in self.ops if bad)
+        return next(name for name, bad in self.ops if bad and not name.startswith("empty"))
 
     def _write(self, name: str, tensors: list[Any]) -> int:
         bad = False
