@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -130,6 +131,23 @@ class TorchBackend:
         if engine.check("check", [value.detach()], [name]):
             engine.drain()
         return True
+
+    def number(self, value: Any, name: str) -> float | None:
+        """Return a scalar that the user gave to a step; ``None`` if it is not a tensor.
+
+        A bad one is reported as a sink of that name; reading it is not taken for the program's
+        own read.
+        """
+        if not isinstance(value, torch.Tensor) or value.numel() != 1:
+            return None
+        engine = self._running()
+        with engine.muted():
+            value = value.detach()
+            number = float(value)
+        if not math.isfinite(number):
+            engine.check("loss" if "loss" in name.lower() else "read", [value], [name])
+            engine.drain()
+        return number
 
     def describe(self) -> dict[str, Any]:
         """Return what `tracelens doctor` shows."""
