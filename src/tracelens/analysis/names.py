@@ -20,6 +20,15 @@ FILLS = words(
 )
 """Ops that write a constant of the program: a non-finite value of theirs was asked for."""
 
+WHOLE_FILLS = words("full full_like new_full fill scalar_tensor")
+"""Fills that keep nothing of the tensor they are given first."""
+
+FINITE_FILLS = words(
+    "zeros zeros_like new_zeros zero ones ones_like new_ones arange range linspace logspace eye "
+    "randint randperm"
+)
+"""Ops whose output is finite whatever they are given."""
+
 PREDICATES = words(
     "isnan isinf isfinite isneginf isposinf lt gt eq ne ge le less greater equal not_equal "
     "less_equal greater_equal logical_not logical_and logical_or bitwise_not bitwise_and "

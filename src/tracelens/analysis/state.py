@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import IntFlag
 
 from tracelens.analysis.dtypes import is_float
-from tracelens.analysis.names import NAN_OF_INF, canonical
+from tracelens.analysis.names import FINITE_FILLS, NAN_OF_INF, WHOLE_FILLS, canonical
 from tracelens.analysis.source import OpSource, producer_id
 from tracelens.events import MAX_SLOT, Op, OpFlag, Stats, TensorRecord
 
@@ -61,6 +61,12 @@ def state_of_stats(stats: Stats) -> State:
     if stats.posinf or stats.neginf:
         sure |= Bad.INF
     return State(sure, Bad.ANY & ~sure if stats.sampled else Bad.NONE)
+
+
+def passes_through(op: Op) -> bool:
+    """Tell whether an op's output is bad only if an input was, or if it writes a constant."""
+    fills = bool(op.flags & OpFlag.CONSTANT) and not op.flags & OpFlag.CHECKED
+    return fills or bool(op.flags & OpFlag.HARMLESS)
 
 
 def output_of(op: Op, value_id: int) -> TensorRecord | None:
@@ -131,16 +137,19 @@ class Values:
         told = self.of_output(op, value_id)
         if told is not None:
             return told
-        if not op.flags & OpFlag.HARMLESS:
+        if not passes_through(op):
             return UNKNOWN
+        name = canonical(op.name)
+        if name in FINITE_FILLS:
+            return FINITE
         found = Bad.ANY if op.flags & OpFlag.UNSEEN_INPUTS else Bad.NONE
         if op.flags & OpFlag.CONSTANT:
             found |= Bad.INF
-        for tensor in op.inputs:
+        for tensor in op.inputs[1:] if name in WHOLE_FILLS else op.inputs:
             if tensor.stats is not None and not tensor.overwritten:
                 found |= state_of_stats(tensor.stats).possible
             elif not tensor.dtype or is_float(tensor.dtype):
                 found |= self.of_value(tensor.value_id, depth + 1).possible
-        if found & Bad.INF and canonical(op.name) in NAN_OF_INF:
+        if found & Bad.INF and name in NAN_OF_INF:
             found |= Bad.NAN
         return State(Bad.NONE, found)

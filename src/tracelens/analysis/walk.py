@@ -12,10 +12,10 @@ import heapq
 from dataclasses import dataclass, field
 from itertools import count, islice
 
-from tracelens.analysis.names import FILLS, canonical, display, words
+from tracelens.analysis.names import FILLS, WHOLE_FILLS, canonical, display, words
 from tracelens.analysis.source import OpSource, producer_id
-from tracelens.analysis.state import FINITE, UNKNOWN, Bad, State, Values, output_of
-from tracelens.events import Op, OpFlag, Phase, Stats, TensorRecord
+from tracelens.analysis.state import FINITE, UNKNOWN, Bad, State, Values, output_of, passes_through
+from tracelens.events import MAX_SLOT, NO_ID, Op, OpFlag, Phase, Stats, TensorRecord
 
 MAX_OPS = 4096
 """Ops a walk looks at before it settles for what it has found."""
@@ -154,19 +154,21 @@ class Walk:
         reasons = task.reasons
         if op.flags & OpFlag.UNSEEN_INPUTS:
             reasons += (f"some inputs of {display(op.name)} could not be identified",)
-        if op.phase is Phase.DATA and all(tensor.value_id < 0 for tensor in op.inputs):
+        if op.phase is Phase.DATA:
             self._came_with_data(op, task, link)
             return
         self._judge(op, task.kind, link, reasons)
 
     def _judge(self, op: Op, kind: Bad, link: Link, reasons: tuple[str, ...]) -> None:
         states = [self._input_state(op, tensor) for tensor in op.inputs]
+        if canonical(op.name) in WHOLE_FILLS:
+            states[:1] = [FINITE] * len(states[:1])
         possible = Bad.NONE
         sure = Bad.NONE
         for state in states:
             possible |= state.possible
             sure |= state.sure
-        if kind & sure or (kind & possible and op.flags & OpFlag.HARMLESS):
+        if kind & sure or (kind & possible and passes_through(op)):
             self._follow(op, kind, states, link, reasons)
         elif kind & possible:
             doubt = (*reasons, f"not every input of {display(op.name)} was measured")
@@ -264,7 +266,13 @@ class Walk:
         tensor = output_of(op, task.value_id) if task.value_id >= 0 else None
         constant = task.kind is Bad.INF and tensor is not None and looks_like_mask(tensor.stats)
         origin = "constant" if constant else "data"
-        self._found(origin, task.kind, link, task.reasons, tensor, rank=2 if constant else 0)
+        slot = task.value_id & MAX_SLOT
+        made = op.inputs[slot].value_id if slot < min(len(op.inputs), MAX_SLOT) else NO_ID
+        if made >= 0:
+            # A collate function of this process made it: an op of its own is the better answer.
+            self._push(made, task.kind, link, task.reasons)
+        rank = 2 if constant else 1 if made >= 0 else 0
+        self._found(origin, task.kind, link, task.reasons, tensor, rank=rank)
 
     def _came_from_outside(
         self,
@@ -294,7 +302,18 @@ class Walk:
         tensor: TensorRecord | None = None,
         rank: int = 0,
     ) -> None:
+        if origin in ("outside", "uninitialised") and _by_way_of_data(link):
+            rank = 3
         self._causes.append(Cause(origin, kind, link, tensor, reasons, rank))
+
+
+def _by_way_of_data(link: Link | None) -> bool:
+    """Tell whether a batch or a step's argument lies between the op and the sink."""
+    while link is not None:
+        if link.op.phase is Phase.DATA:
+            return True
+        link = link.towards_sink
+    return False
 
 
 def looks_like_mask(stats: Stats | None) -> bool:

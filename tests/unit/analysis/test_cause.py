@@ -327,6 +327,33 @@ def test_a_constant_inf_that_is_only_read_is_no_error(g: Graph) -> None:
     assert finding["verdict"] == "clean"
 
 
+@pytest.mark.parametrize("flags", [CONSTANT, CONSTANT | HARMLESS])
+def test_a_constant_that_was_not_checked_is_found_behind_harmless_ops(
+    g: Graph, flags: OpFlag
+) -> None:
+    x = g.op("aten::mm", g.outside(), g.outside())
+    masked = g.op("aten::masked_fill", x, neginf=8, flags=flags, checked=False)
+    joined = g.op("aten::cat", x, masked, neginf=8, flags=HARMLESS)
+    finding = blamed(g, "read", joined)
+    assert (finding["verdict"], finding["first_cause"]["op_id"]) == ("clean", masked.op_id)
+    assert finding["exact"] is True
+
+
+def test_zeros_like_something_bad_are_finite(g: Graph) -> None:
+    bad = g.op("aten::log", g.op("aten::mm"), nan=1)
+    zeros = g.op("aten::zeros_like", bad, flags=CONSTANT, checked=False)
+    joined = g.op("aten::cat", zeros, g.outside(nan=1), nan=1, flags=HARMLESS)
+    finding = blamed(g, "loss", g.op("aten::mean", joined, nan=1))
+    assert finding["rule"] == "bad-outside-value"
+
+
+def test_a_nan_written_on_purpose_is_blamed_if_it_reaches_the_loss(g: Graph) -> None:
+    missing = g.op("aten::full", nan=32, flags=CONSTANT, checked=False)
+    finding = blamed(g, "loss", g.op("aten::add", missing, g.op("aten::mm"), nan=32))
+    assert finding["first_cause"]["op_id"] == missing.op_id
+    assert finding["rule"] == "non-finite-constant"
+
+
 def test_a_computed_inf_that_is_read_is_an_error(g: Graph) -> None:
     inf = g.op("aten::exp", g.op("aten::mm"), posinf=1)
     assert blamed(g, "read", inf)["severity"] == "error"
