@@ -40,9 +40,9 @@ def explain(
 
     Returns:
         ``rule, severity, verdict, kind, step, rank, source, message, advice, first_cause, sink,
-        path, data, exact, doubts``. ``severity`` is ``"error"`` for a sink that a computed value
-        or bad data made non-finite and ``"info"`` for a constant that was merely looked at;
-        ``first_cause`` is ``None`` only if nothing at all is known.
+        path, data, loss, exact, doubts``. ``severity`` is ``"error"`` for a sink that a computed
+        value or bad data made non-finite and ``"info"`` for a constant that was merely looked
+        at; ``first_cause`` is ``None`` only if nothing at all is known.
     """
     known = Context.of(context)
     sink = sink or {}
@@ -119,6 +119,7 @@ def finding(
         if hidden_by is not None
         else None,
         "data": known.data_json(data, cause.tensor or case.out) if data else None,
+        "loss": known.finite_loss(sink),
         "exact": not doubts,
         "doubts": doubts,
     }
@@ -372,6 +373,7 @@ def _unexplained(sink: Mapping[str, Any]) -> Json:
         "path": [],
         "hidden_by": None,
         "data": None,
+        "loss": None,
         "exact": False,
         "doubts": ["no op that leads to it was recorded"],
     }

@@ -67,6 +67,13 @@ class Context:
                 found.append((step, float(value)))
         return sorted(found)
 
+    def finite_loss(self, sink: Event) -> float | None:
+        """Return the loss logged for the step of a sink that is not the loss itself."""
+        step = sink.get("step")
+        if sink.get("sink") == "loss" or not isinstance(step, int):
+            return None
+        return next((loss for at, loss in reversed(self.losses(step)) if at == step), None)
+
     def data_of(self, op: Op) -> Event | None:
         """Return the batch an op handed over, or else the batch of its step."""
         own = [event for event in self.data if event.get("op_id") == op.op_id]

@@ -99,11 +99,20 @@ def _headline(why: Why, paint: Paint) -> str:
         parts.append(f"step {step}")
     if first.get("rank"):
         parts.append(f"rank {first['rank']}")
-    if first.get("phase"):
-        parts.append(str(first["phase"]))
+    phase = _seen_in_phase(why) or first.get("phase")
+    if phase:
+        parts.append(str(phase))
     if sink:
         parts.append(f"first seen: {sink_words(sink)}{_sink_counts(sink)}")
+    if isinstance(why.get("loss"), (int, float)):
+        parts.append(f"the loss is finite: {say(why['loss'])}")
     return "  ".join(parts)
+
+
+def _seen_in_phase(why: Why) -> str | None:
+    """Return the phase of the op at which the sink saw the value."""
+    path = why.get("path") or ()
+    return path[-1].get("phase") if path and why.get("sink") else None
 
 
 def _cause_lines(first: Why, paint: Paint, width: int) -> list[str]:
@@ -121,7 +130,8 @@ def _cause_lines(first: Why, paint: Paint, width: int) -> list[str]:
     forward = first.get("forward")
     op = display(str(first["op"]))
     of_forward = f", in the backward of {display(forward['op'])}" if forward else ""
-    lines += _wrapped("op", f"{op}{of_forward}", paint, width)
+    step = f" of step {first['step']}" if _is_step(first.get("step")) else ""
+    lines += _wrapped("op", f"{op}{of_forward} ({first['phase']}{step})", paint, width)
     lines += _tensor_lines("in", first.get("inputs") or (), paint, width)
     lines += _tensor_lines("out", first.get("outputs") or (), paint, width)
     return lines

@@ -11,7 +11,7 @@ from tracelens.analysis.context import Context
 from tracelens.analysis.names import FILLS, canonical
 from tracelens.analysis.source import OpSource
 from tracelens.analysis.state import Bad, Values, state_of_stats
-from tracelens.analysis.walk import Cause, Link, looks_like_mask
+from tracelens.analysis.walk import Cause, Link, hands_over, looks_like_mask
 from tracelens.events import Op, OpFlag, Phase
 
 Json = dict[str, Any]
@@ -63,6 +63,7 @@ def verdict(
             {key: each.get(key) for key in SHORT} for each in ([shown] if shown else []) + rest
         ],
         "data": shown.get("data") if shown else None,
+        "loss": shown.get("loss") if shown else None,
         "hidden_by": shown.get("hidden_by") if shown else None,
         "exact": bool(shown.get("exact", False)) if shown else True,
         "doubts": shown.get("doubts", []) if shown else [],
@@ -153,15 +154,10 @@ def _masked(source: OpSource, known: Context) -> Iterable[Json]:
         if place in places:
             continue
         places.add(place)
-        found = Cause("data" if is_data(op) else "op", kind, Link(op, -1, kind, None), None)
+        found = Cause("data" if hands_over(op) else "op", kind, Link(op, -1, kind, None), None)
         yield cause.finding(source, values, found, {}, known, masked=True)
         if len(places) >= _MAX_MASKED:
             return
-
-
-def is_data(op: Op) -> bool:
-    """Tell whether an op hands over a batch rather than computes one."""
-    return op.phase is Phase.DATA and all(tensor.value_id < 0 for tensor in op.inputs)
 
 
 def origin_kind(values: Values, op: Op) -> Bad:
@@ -170,7 +166,7 @@ def origin_kind(values: Values, op: Op) -> Bad:
         return Bad.NONE
     made = Bad.NONE
     for output in op.outputs:
-        if output.stats is None or (is_data(op) and looks_like_mask(output.stats)):
+        if output.stats is None or (hands_over(op) and looks_like_mask(output.stats)):
             continue
         made |= state_of_stats(output.stats).sure
     if op.flags & OpFlag.CONSTANT:

@@ -154,7 +154,7 @@ class Walk:
         reasons = task.reasons
         if op.flags & OpFlag.UNSEEN_INPUTS:
             reasons += (f"some inputs of {display(op.name)} could not be identified",)
-        if op.phase is Phase.DATA:
+        if hands_over(op):
             self._came_with_data(op, task, link)
             return
         self._judge(op, task.kind, link, reasons)
@@ -310,10 +310,20 @@ class Walk:
 def _by_way_of_data(link: Link | None) -> bool:
     """Tell whether a batch or a step's argument lies between the op and the sink."""
     while link is not None:
-        if link.op.phase is Phase.DATA:
+        if hands_over(link.op):
             return True
         link = link.towards_sink
     return False
+
+
+_BATCH_OPS = ("DataLoader", "step_input")
+
+
+def hands_over(op: Op) -> bool:
+    """Tell whether an op hands over a batch (or a step's arguments) rather than computes one."""
+    if op.phase is not Phase.DATA:
+        return False
+    return op.name in _BATCH_OPS or all(tensor.value_id < 0 for tensor in op.inputs)
 
 
 def looks_like_mask(stats: Stats | None) -> bool:

@@ -114,6 +114,22 @@ def test_an_op_that_prepares_data_is_blamed_itself(g: Graph) -> None:
     assert first["origin"] == "op"
 
 
+def test_a_collate_function_of_this_process_is_blamed_before_the_loader(g: Graph) -> None:
+    raw = g.op("aten::stack", g.outside(), g.outside())
+    scaled = g.op("aten::div", raw, raw, nan=1)
+    batch = g.op("DataLoader", scaled, phase=DATA, nan=1)
+    first = blamed(g, "loss", g.op("aten::mm", batch, nan=4))["first_cause"]
+    assert first["op_id"] == scaled.op_id
+
+
+def test_what_a_collate_function_only_stacks_is_the_loaders(g: Graph) -> None:
+    stacked = g.op("aten::stack", g.outside(), g.outside(nan=1), nan=1, flags=HARMLESS)
+    batch = g.op("DataLoader", stacked, phase=DATA, nan=1)
+    finding = blamed(g, "loss", g.op("aten::mm", batch, nan=4))
+    assert finding["first_cause"]["op_id"] == batch.op_id
+    assert finding["rule"] == "bad-data"
+
+
 def test_a_value_without_a_producer_is_data(g: Graph) -> None:
     h = g.op("aten::mm", g.outside(nan=1), g.outside(), nan=4)
     finding = blamed(g, "loss", h)

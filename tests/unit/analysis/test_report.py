@@ -44,6 +44,7 @@ def where_trap() -> Graph:
     nan = g.op("aten::mul", zero, below, nan=7, phase=BACKWARD, of=below)
     grad = g.op("aten::mm", nan, x, nan=42, shape=(48,), phase=BACKWARD, of=h)
     g.sink("gradient", grad, "0.weight")
+    g.events.append({"t": "step", "step": 2, "scalars": {"loss": 6.52}})
     return g
 
 
@@ -77,10 +78,10 @@ def masked_labels() -> Graph:
 
 def test_the_where_trap_is_told_from_cause_to_sink() -> None:
     expected = """\
-NaN  step 2  forward  first seen: the gradient of 0.weight (42 nan of 48)
+NaN  step 2  backward  first seen: the gradient of 0.weight (42 nan of 48)  the loss is finite: 6.52
   cause     1  train.py:12 in step
               below = torch.exp(x) - 1.0
-  op        exp
+  op        exp (forward of step 2)
   in        float32[8, 32]  min -1  max 777.9  (limit 3.403e+38)
   out       float32[8, 32]  7 inf of 256  min -1  max 1  (limit 3.403e+38)  at [5, 1] [5, 2]
             samples 5
