@@ -319,7 +319,16 @@ void Observer::finish(ThreadState& ts, const at::RecordFunction& rf, OpenOp& op)
   for (size_t i = 0; i < outs.size(); ++i) {
     Span span;
     int64_t id = kNoId;
-    if (span_of(outs[i], span)) {
+    if (info.outside && span_of(outs[i], span)) {
+      const bool lifted = !(op.in_bases.empty() || op.in_bases[0] != span.base);
+      if (!lifted && values.find(span) != kNoId) return;  // another tensor's storage: an alias
+      op.phase = kData;
+      op.in_ids.clear();
+      op.inputs.clear();
+      op.flags = 0;
+      id = value_of(op.op_id, int64_t(i));
+      values.write(span, id, true);
+    } else if (span_of(outs[i], span)) {
       bool alias = false;
       size_t of = 0;
       for (size_t k = 0; k < op.in_bases.size() && !alias; ++k)
@@ -556,7 +565,9 @@ int64_t Observer::register_data(const std::vector<at::Tensor>& tensors, int32_t 
   for (const auto& t : tensors) {
     Span span;
     if (!t.defined() || !span_of(t.unsafeGetTensorImpl(), span)) continue;
-    if (only_unknown && values.find(span) != kNoId) continue;
+    const int64_t known = values.find(span);
+    if (only_unknown && known != kNoId) continue;
+    op.in_ids.push_back(known);  // what a collate function in this process computed
     outs.push_back(t.unsafeGetTensorImpl());
     spans.push_back(span);
   }

@@ -23,6 +23,7 @@ struct OpInfo {
   bool view = false;
   bool scalar_read = false;    // item(): the user looks at the value
   bool ones_like = false;      // autograd starts a backward with it
+  bool outside = false;        // its output holds what Python or a file put there
   bool cast = false;           // harmless unless the dtype changes
   bool arithmetic_write = false;  // add_, mul_, addcdiv_ …: what an update does to a parameter
   bool by_string = false;      // not an operator: a Python autograd.Function, a user's label
@@ -99,6 +100,13 @@ class OpTable {
     info->view = aliases && !writes;
     if (info->view) info->flags |= kView;
     info->scalar_read = name == "aten::_local_scalar_dense";
+    // torch.tensor ends with lift_fresh; torch.load puts a file's storage under an empty tensor.
+    info->outside = name == "aten::lift_fresh" || name == "aten::set_";
+    if (info->outside) {
+      info->view = false;
+      info->composite = false;
+      info->flags = 0;
+    }
     info->ones_like = name == "aten::ones_like";
     if (writes)
       for (const char* prefix : {"add", "sub", "mul", "div", "lerp", "_foreach_", "_fused_"})

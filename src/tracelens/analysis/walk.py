@@ -302,7 +302,7 @@ class Walk:
         tensor: TensorRecord | None = None,
         rank: int = 0,
     ) -> None:
-        if origin in ("outside", "uninitialised") and _by_way_of_data(link):
+        if origin in ("outside", "uninitialised", "data") and _by_way_of_data(link.towards_sink):
             rank = 3
         self._causes.append(Cause(origin, kind, link, tensor, reasons, rank))
 
