@@ -154,9 +154,9 @@ class TraceBuilder:
             *bad, role, slot, 2, 0, -2.0, 3.0, 0.5, 0.25, 4.0, 6, nan, 0, 0, 1, value_id,
         )  # fmt: skip
 
-    def event(self, kind: str, **fields: Any) -> None:
+    def event(self, t: str, **fields: Any) -> None:
         """Append an event line."""
-        self.events.append({"t": kind, **fields})
+        self.events.append({"t": t, **fields})
 
     def step(self, number: int, loss: float = 0.5, n_ops: int = 0) -> None:
         """Append a step's event."""

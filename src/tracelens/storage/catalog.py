@@ -173,6 +173,9 @@ def _shard(catalog: Catalog, state: ShardState) -> ShardFiles:
     if state.state in ("live", "disk_full", "failed"):
         shard.ring = _ring_path(run_dir, state)
         shard.kept = inside(run_dir, f"{LIVE_DIR}/{state.shard}.kept")
+        if shard.ring is None:
+            message = "its ring is missing, or not a plain file of the trace"
+            catalog.problems.append(Problem("unreadable_ring", state.shard, message))
     shard.strings = inside(run_dir, f"{LIVE_DIR}/{state.shard}.strings")
     shard.events = inside(run_dir, f"{LIVE_DIR}/{state.shard}.events")
     for segment in state.segments:

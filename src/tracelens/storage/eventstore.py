@@ -69,7 +69,7 @@ class EventStore:
 
 def _shard_events(reader: ShardReader, problems: list[Problem]) -> Iterator[dict[str, Any]]:
     for table in ("steps", "events"):
-        for file in list(reader.shard.segments.get(table, ())):
+        for file in reader.segments(table):
             try:
                 payloads = read_file(file, ["payload"]).column("payload")
             except DamagedSegmentError as error:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-BENIGN = frozenset({"leftover_tmp"})
-"""Kinds that lost no record."""
+BENIGN = frozenset({"leftover_tmp", "unlisted"})
+"""Kinds that lost no record: what an interrupted seal leaves is still in the ring."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,8 +15,8 @@ class Problem:
 
     Attributes:
         kind: ``torn_shard``, ``missing_shard``, ``dead_writer``, ``disk_full``, ``failed``,
-            ``dropped``, ``holes``, ``damaged_lines``, ``unreadable_ring``, ``quarantined`` or
-            ``leftover_tmp``.
+            ``dropped``, ``holes``, ``damaged_lines``, ``unreadable_ring``, ``unknown_strings``,
+            ``quarantined``, ``damaged_tensors``, ``truncated``, ``unlisted`` or ``leftover_tmp``.
         shard: the shard concerned; empty for the whole run.
         message: one line.
         count: how many records, files or lines are concerned.

@@ -181,7 +181,7 @@ class ShardReader:
         import pyarrow as pa
 
         parts = []
-        for file in list(self.shard.segments.get(table, ())):
+        for file in self.segments(table):
             try:
                 parts.append(read_file(file, columns))
             except DamagedSegmentError as error:

@@ -165,8 +165,7 @@ class _ShardTail:
         assert self._ring is not None
         start = self._position
         ops = 0
-        if len(self._held):
-            ops += self._deliver(np.empty(0, dtype=RECORD), news)
+        waiting = len(self._held) > 0
         while ops < max_ops:
             stop = min(self._ring.scan(self._position), self._position + _BLOCK_RECORDS)
             if stop == self._position:
@@ -178,6 +177,8 @@ class _ShardTail:
             news.missed += stop - self._position - len(records)
             self._position = stop
             ops += self._deliver(records, news)
+        if waiting and self._position == start:
+            self._deliver(np.empty(0, dtype=RECORD), news)
         return self._position != start
 
     def _skip_hole(self, news: News) -> bool:

@@ -105,7 +105,7 @@ def _shape(text: str) -> tuple[int, ...] | None:
 
 def _rows(reader: ShardReader) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    for file in list(reader.shard.segments.get("tensors", ())):
+    for file in reader.segments("tensors"):
         try:
             rows += read_file(file).to_pylist()
         except DamagedSegmentError as error:

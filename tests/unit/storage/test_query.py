@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from trace_builder import training_run
 
+from trace_builder import training_run
 from tracelens.errors import EXIT_USAGE
 from tracelens.query import run_query
 from tracelens.storage.reader import TraceReader, open_trace

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from trace_builder import TraceBuilder, training_run
 
+from trace_builder import TraceBuilder, training_run
 from tracelens.errors import ConfigError, TraceError
 from tracelens.events import Op, OpFlag, Phase, Role
 from tracelens.storage import shardreader
