@@ -94,6 +94,12 @@ class TorchBackend:
             self._data.flush(max(0, step - 1), step)
         return scalars
 
+    def step_failed(self, error: BaseException) -> None:
+        """An exception of the program leaves the step."""
+        failed = getattr(self._engine, "step_failed", None)
+        if failed is not None:
+            failed(error)
+
     def wrap_step(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return a function that gives the step's arguments a producer and can be replayed."""
         replayable = function

@@ -185,6 +185,13 @@ class NativeEngine:
             self._hushed = False
         self._native.set_phase(int(Phase.OTHER))
 
+    def step_failed(self, error: BaseException) -> None:
+        """An exception ends the step: a bad value that the program had just tested for is why."""
+        tested = self._native.take_tested()
+        for sink in tested:
+            sink["name"] = type(error).__name__
+        self._sinks.report(tested)
+
     def forget_modules(self) -> None:
         """A module died: its address may come to mean another."""
         self._native.forget_sites()

@@ -35,6 +35,9 @@ class Backend(Protocol):
     def end_step(self, step: int) -> dict[str, float]:
         """A step ended: judge pending sinks. Returns scalars to store with the step."""
 
+    def step_failed(self, error: BaseException) -> None:
+        """An exception of the program leaves the running step; it goes on unchanged."""
+
     def wrap_step(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return what the decorator should call for a step, so that it can be replayed on a hit."""
 

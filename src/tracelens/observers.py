@@ -69,6 +69,11 @@ class Observers:
             scalars.update(self._ask(backend, "end_step", step) or {})
         return scalars
 
+    def step_failed(self, error: BaseException) -> None:
+        """An exception of the program leaves the running step."""
+        for backend in self.running:
+            self._ask(backend, "step_failed", error)
+
     def wrap_step(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return what a decorated call should run, so that a bad step can be replayed."""
         for backend in self.running:

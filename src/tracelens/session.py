@@ -340,6 +340,7 @@ class Session:
         lines = str(error).splitlines()
         message = type(error).__name__ + (f": {lines[0][:500]}" if lines else "")
         self.note("exception", message, severity="error")
+        self.observers.step_failed(error)
 
 
 def default_path(name: str | None = None) -> Path:

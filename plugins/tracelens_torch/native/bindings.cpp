@@ -135,6 +135,11 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     for (const auto& s : o()->take_sinks()) out.append(to_dict(s));
     return out;
   });
+  m.def("take_tested", [o] {
+    py::list out;
+    for (const auto& s : o()->take_tested()) out.append(to_dict(s));
+    return out;
+  });
   m.def("forget_sites", [o] { o()->forget_sites(); });
   m.def("counters", [o] {
     py::dict d;

@@ -156,7 +156,7 @@ std::unique_ptr<at::ObserverContext> Observer::on_start(const at::RecordFunction
     op.in_ids.clear();
     const bool modes = c10::impl::TorchDispatchModeTLS::any_modes_set();
     op.silent = !settings.ops_level && (info.view || (info.composite && !info.by_string));
-    const bool first_looks = info.scalar_read || info.ones_like;
+    const bool first_looks = info.scalar_read || info.ones_like || info.tests;
     if (!op.silent || first_looks) {
       op.op_id = ring.reserve_op_id();
       if (settings.ops_level) op.start_ns = monotonic_ns();
@@ -177,6 +177,10 @@ std::unique_ptr<at::ObserverContext> Observer::on_start(const at::RecordFunction
         const bool loss = info.ones_like && place.in_make_grads;
         if ((loss || info.scalar_read) && has_nonfinite(first))
           sink(loss ? "loss" : "read", "", op.op_id, op.in_ids.empty() ? kNoId : op.in_ids[0], first);
+      }
+      if (info.tests && !op.inputs.empty() && has_nonfinite(op.inputs[0].get())) {
+        std::lock_guard<std::mutex> lock(sinks_mutex_);
+        tested_ = make_sink("exception", "", op.op_id, op.in_ids[0], op.inputs[0].get(), false);
       }
       if (rf.seqNr() >= 0 && (!info.composite || info.by_string)) {
         Forward& f = forward_slot(rf.seqNr(), rf.threadId());
@@ -507,8 +511,8 @@ int32_t Observer::intern_layout(ThreadState& ts, const char* kind, const std::st
   return id;
 }
 
-void Observer::sink(const char* kind, const std::string& name, int64_t op_id, int64_t value,
-                    const at::TensorImpl* impl, bool keep) {
+Sink Observer::make_sink(const char* kind, const std::string& name, int64_t op_id, int64_t value,
+                         const at::TensorImpl* impl, bool keep) {
   Sink s{kind, name, step.load(), op_id, value, monotonic_ns() - epoch_ns, "", {}, {}, {}, {}};
   if (keep)
     s.tensor = at::Tensor(c10::intrusive_ptr<at::TensorImpl>::reclaim_copy(
@@ -519,6 +523,20 @@ void Observer::sink(const char* kind, const std::string& name, int64_t op_id, in
   Record r = blank_record();
   put_first_bad(r, impl);
   std::copy(std::begin(r.in_ids), std::end(r.in_ids), s.first_bad.begin());
+  return s;
+}
+
+std::vector<Sink> Observer::take_tested() {
+  std::lock_guard<std::mutex> lock(sinks_mutex_);
+  std::vector<Sink> taken;
+  if (tested_ && tested_->step == step.load()) taken.push_back(*tested_);
+  tested_.reset();
+  return taken;
+}
+
+void Observer::sink(const char* kind, const std::string& name, int64_t op_id, int64_t value,
+                    const at::TensorImpl* impl, bool keep) {
+  Sink s = make_sink(kind, name, op_id, value, impl, keep);
   {
     std::lock_guard<std::mutex> lock(sinks_mutex_);
     if (sinks_.size() < 4096) sinks_.push_back(std::move(s));

@@ -8,6 +8,7 @@
 #include <array>
 #include <atomic>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <unordered_set>
@@ -121,6 +122,8 @@ class Observer {
   int check_sinks(const char* kind, const std::vector<at::Tensor>& tensors,
                   const std::vector<std::string>& names, int64_t op_id);
   std::vector<Sink> take_sinks();
+  // The value last asked about with isfinite() in this step, if it was bad.
+  std::vector<Sink> take_tested();
   int64_t value_id(const at::Tensor& tensor);
   void add_parameters(const std::vector<at::Tensor>& tensors);
 
@@ -158,6 +161,8 @@ class Observer {
   void write_stat(const OpenOp& op, int32_t tid, uint8_t role, int slot, int64_t value_id,
                   const at::TensorImpl* impl, const TlStats& stats, uint16_t flags);
   int32_t intern_layout(ThreadState& ts, const char* kind, const std::string& json);
+  Sink make_sink(const char* kind, const std::string& name, int64_t op_id, int64_t value,
+                 const at::TensorImpl* impl, bool keep);
   void sink(const char* kind, const std::string& name, int64_t op_id, int64_t value,
             const at::TensorImpl* impl, bool keep = false);
   bool is_known_parameter(const at::TensorImpl* impl);
@@ -173,6 +178,7 @@ class Observer {
   std::mutex mutex_;
   std::mutex sinks_mutex_;
   std::vector<Sink> sinks_;
+  std::optional<Sink> tested_;
   std::atomic<uint64_t> epoch_{1};
   at::CallbackHandle handle_ = at::INVALID_CALLBACK_HANDLE;
 };

@@ -22,6 +22,7 @@ struct OpInfo {
   bool opaque = false;         // what runs below it is its own implementation
   bool view = false;
   bool scalar_read = false;    // item(): the user looks at the value
+  bool tests = false;          // isfinite(): the user asks whether a value is bad
   bool ones_like = false;      // autograd starts a backward with it
   bool outside = false;        // its output holds what Python or a file put there
   bool cast = false;           // harmless unless the dtype changes
@@ -107,6 +108,7 @@ class OpTable {
       info->composite = false;
       info->flags = 0;
     }
+    info->tests = name == "aten::isfinite" || name == "aten::isnan" || name == "aten::isinf";
     info->ones_like = name == "aten::ones_like";
     if (writes)
       for (const char* prefix : {"add", "sub", "mul", "div", "lerp", "_foreach_", "_fused_"})
