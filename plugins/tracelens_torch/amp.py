@@ -58,10 +58,14 @@ class AmpWatch:
         session: the recording.
         on_real: called with the optimizer and the unscaled losses when a skipped update is a
             real failure; parameters are those the step began with.
+
+    Attributes:
+        on_skip: called when a scaler's update ends a step whose optimizer update it skipped.
     """
 
     def __init__(self, session: Session, on_real: HitHandler | None = None) -> None:
         self.on_real = on_real
+        self.on_skip: Callable[[], None] | None = None
         self._session = session
         self._states: weakref.WeakKeyDictionary[GradScaler, _ScalerState] = (
             weakref.WeakKeyDictionary()
@@ -188,6 +192,8 @@ class AmpWatch:
                     "info",
                     state.skipped,
                 )
+            if self.on_skip is not None:
+                self.on_skip()
         else:
             state.in_a_row = 0
             state.told = False

@@ -8,6 +8,7 @@ from typing import Any
 from torch.autograd import _unsafe_preserve_version_counter
 
 import torch
+from tracelens import stats
 
 _CHECKED_DTYPES = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
 _FIRST_BAD = 4
@@ -46,10 +47,19 @@ class FusedCheck:
                     torch._amp_foreach_non_finite_check_and_unscale_(group, flag, one)
 
     def any(self, tensors: Sequence[torch.Tensor]) -> bool:
-        """Return whether any tensor is non-finite; waits for the device."""
+        """Return whether any tensor is non-finite; waits for the device.
+
+        CPU tensors are read in place by the statistics extension where it is built.
+        """
+        if stats.HAS_NATIVE and all(tensor.is_cpu for tensor in tensors):
+            if stats.native.first_nonfinite(list(tensors)) >= 0:
+                return True
+            tensors = [tensor for tensor in tensors if tensor.layout is not torch.strided]
         by_device: dict[torch.device, list[torch.Tensor]] = {}
         for tensor in tensors:
-            by_device.setdefault(tensor.device, []).append(tensor)
+            values = dense(tensor)
+            if values is not None:
+                by_device.setdefault(values.device, []).append(values)
         for device, group in by_device.items():
             flag = torch.zeros((), dtype=torch.float32, device=device)
             self.flag(group, flag)

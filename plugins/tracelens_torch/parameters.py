@@ -36,8 +36,10 @@ class OptimizerParameters:
         """Remember an optimizer that makes updates."""
         self._optimizers.add(optimizer)
 
-    def have_gradients(self) -> bool:
-        """Return whether a parameter of a known optimizer holds a gradient now."""
+    def have_gradients(self) -> bool | None:
+        """Return whether a parameter of a known optimizer has a gradient, ``None`` if none is."""
+        if not self._optimizers:
+            return None
         return any(
             parameter.grad is not None
             for optimizer in self._optimizers

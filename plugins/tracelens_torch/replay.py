@@ -25,6 +25,7 @@ from tracelens_torch.snapshots import BufferCopies, BufferKeeper, HostRandom, Rn
 if TYPE_CHECKING:
     from tracelens.session import Session
     from tracelens_torch.data import DataWatch
+    from tracelens_torch.modules import ModuleNames
 
 
 class StepCall:
@@ -74,11 +75,14 @@ class Kept:
         return bool(self.calls) and self.calls[0].had_gradients
 
 
-def default_capture(session: Session) -> Capture:
+MakeCapture = Callable[["Session", "ModuleNames | None"], Capture]
+
+
+def default_capture(session: Session, modules: ModuleNames | None) -> Capture:
     """Return the pure-Python capture engine, its records flagged as replayed."""
     from tracelens_torch.dispatch import DispatchEngine
 
-    return DispatchEngine(session, replay=True)
+    return DispatchEngine(session, modules=modules, replay=True)
 
 
 class StepReplayer:
@@ -89,6 +93,7 @@ class StepReplayer:
     Args:
         session: the recording.
         make_capture: makes the engine that records a replay.
+        modules: names of modules, shared with other engines.
 
     Attributes:
         armed: whether calls are kept.
@@ -97,7 +102,10 @@ class StepReplayer:
     """
 
     def __init__(
-        self, session: Session, make_capture: Callable[[Session], Capture] = default_capture
+        self,
+        session: Session,
+        make_capture: MakeCapture = default_capture,
+        modules: ModuleNames | None = None,
     ) -> None:
         self.armed = False
         self.data: DataWatch | None = None
@@ -111,18 +119,20 @@ class StepReplayer:
         self._depth = 0
         self._session = session
         self._make_capture = make_capture
-        self._had_gradients: Callable[[], bool] = lambda: False
+        self._modules = modules
+        self._had_gradients: Callable[[], bool | None] = lambda: None
 
     @property
     def roots(self) -> list[torch.nn.Module]:
         """The root modules that were called, as far as they still live."""
         return list(self._roots.roots)
 
-    def arm(self, had_gradients: Callable[[], bool]) -> None:
+    def arm(self, had_gradients: Callable[[], bool | None]) -> None:
         """Begin to keep calls.
 
         Args:
-            had_gradients: tells at a step's start whether gradients are left from before it.
+            had_gradients: tells at a step's start whether gradients are left from before it;
+                ``None`` if that is not known.
         """
         if not self.armed:
             self._had_gradients = had_gradients
@@ -162,12 +172,16 @@ class StepReplayer:
 
     def _keep(self, function: Callable[..., Any], args: Any, kwargs: Any) -> StepCall:
         self._updates = 0
+        had_gradients = self._had_gradients()
+        if had_gradients is False:
+            self._calls.clear()  # Nothing was accumulated by the calls since the last update.
+            self._dropped = 0
         if not self._calls:
             self._buffers.take()
         elif len(self._calls) == MAX_CALLS:
             self._dropped += 1
         call = StepCall(function, args, kwargs, self._host)
-        call.had_gradients = not self._calls and self._had_gradients()
+        call.had_gradients = bool(had_gradients) and not self._calls
         call.fetched_at = self._fetched()
         self._calls.append(call)
         return call
@@ -224,7 +238,7 @@ class StepReplayer:
                         own,
                         outcome,
                         others=others,
-                        capture=self._make_capture(self._session),
+                        capture=self._make_capture(rerun.quiet(self._session), self._modules),
                         buffers=kept.buffers,
                         inputs=rerun.inputs_of(calls),
                         data=self.data,

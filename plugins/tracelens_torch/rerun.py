@@ -15,6 +15,7 @@ from tracelens_torch.nonfinite import has_finite, same_bits
 from tracelens_torch.snapshots import BufferCopies, RngState
 
 if TYPE_CHECKING:
+    from tracelens.session import Session
     from tracelens_torch.data import DataWatch
     from tracelens_torch.replay import StepCall
     from tracelens_torch.roots import RootCall
@@ -109,6 +110,31 @@ class Replay:
             ReplayStopped: always.
         """
         raise ReplayStopped("the step fetches its data itself")
+
+
+class _QuietSession:
+    """The session as a replay's capture sees it: it records, and judges nothing.
+
+    The sinks of a replay are those of the first run, which the sentinel tells.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def report_sink(self, **fields: Any) -> None:
+        """Leave it to the sentinel."""
+
+    def explain_pending(self, *, act: bool = True) -> list[dict[str, Any]]:
+        """Leave it to the sentinel."""
+        return []
+
+
+def quiet(session: Session) -> Any:
+    """Return the session for a replay's capture."""
+    return _QuietSession(session)
 
 
 _active: Replay | None = None

@@ -107,6 +107,11 @@ class BufferCopies:
         if id(buffer) not in self._copies:
             self._copies[id(buffer)] = (buffer, buffer.detach().clone())
 
+    def differs(self, buffer: torch.Tensor) -> bool:
+        """Return whether a buffer was copied and holds something else now."""
+        kept = self._copies.get(id(buffer))
+        return kept is not None and not torch.equal(kept[1], buffer)
+
     def restore(self) -> None:
         """Put the values back; version counters stay."""
         with torch.no_grad():
@@ -130,8 +135,8 @@ class BufferCopies:
 class BufferKeeper:
     """Copies the buffers that a model's forward writes to (batch norm statistics and such).
 
-    A buffer is copied until it is known, after one step, whether the model writes to it; told
-    by ``Tensor._version``.
+    A buffer is copied until it is known, after one step, whether the model writes to it: then
+    its version or its value has changed. Those of batch norms are always copied.
 
     Attributes:
         copies: those of the running step.
@@ -149,11 +154,17 @@ class BufferKeeper:
             return
         self._known.add(root)
         room = MAX_BUFFER_BYTES
-        for buffer in root.buffers():
-            room -= buffer.numel() * buffer.element_size()
-            if buffer.layout is torch.strided and room >= 0:
-                self._candidates.append((weakref.ref(buffer), buffer._version))
+        for module in root.modules():
+            for buffer in module.buffers(recurse=False):
+                room -= buffer.numel() * buffer.element_size()
+                if buffer.layout is not torch.strided or room < 0:
+                    continue
                 self.copies.add(buffer)
+                # Batch norm's kernels write the running statistics without a version bump.
+                if isinstance(module, torch.nn.modules.batchnorm._NormBase):
+                    self._written.append(weakref.ref(buffer))
+                else:
+                    self._candidates.append((weakref.ref(buffer), buffer._version))
 
     def take(self) -> None:
         """A step begins: copy the buffers known to be written."""
@@ -182,7 +193,7 @@ class BufferKeeper:
             buffer = reference()
             if buffer is None:
                 continue
-            if buffer._version != version:
+            if buffer._version != version or self.copies.differs(buffer):
                 self._written.append(reference)
             else:
                 still.append((reference, version))

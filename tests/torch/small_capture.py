@@ -6,16 +6,17 @@ import itertools
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tracelens.storage.format import RECORD
-
-import numpy as np
 import torch
+from tracelens.storage.format import RECORD
 
 
 class ListWriter:
+    epoch_monotonic_ns = 0
+
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
         self.records: list[tuple[Any, ...]] = []
@@ -51,7 +52,7 @@ class ListSession:
         self.config = SimpleNamespace(capture=capture, nonfinite=nonfinite, engine=None)
         self.writer = ListWriter()
         self.current_step = 0
-        self.explained = 0
+        self.captures: list[SmallCapture] = []
 
     def report_sink(self, **fields: Any) -> None:
         self.writer.event("sink", **fields)
@@ -66,8 +67,10 @@ class ListSession:
         self.writer.event(t, **fields)
 
     def explain_pending(self, *, act: bool = True) -> list[Any]:
-        self.explained += 1
         return []
+
+    def auto_step(self) -> None:
+        pass
 
     def of(self, kind: str) -> list[dict[str, Any]]:
         return [event for event in self.writer.events if event["t"] == kind]
@@ -79,13 +82,13 @@ class ListSession:
 class SmallCapture(TorchDispatchMode):
     """Numbers ops and remembers which op wrote each storage, and whether it came out bad."""
 
-    def __init__(self, session: Any) -> None:
+    def __init__(self, session: Any, modules: Any = None) -> None:
         super().__init__()
         self.ops: list[tuple[str, bool]] = []
         self.data: list[tuple[str, int]] = []
         self._writers: dict[int, int] = {}
         self._alive: list[torch.Tensor] = []
-        session.captures = [*getattr(session, "captures", []), self]
+        session.captures.append(self)
 
     def start(self) -> None:
         self.__enter__()
