@@ -36,10 +36,6 @@ class RankOps:
         """Return ids of ops whose output was non-finite, in order."""
         return self._reader.hits(step, self.rank)
 
-    def consumers(self, value_id: int, limit: int = 64) -> Iterable[int]:
-        """Return ids of the ops that read a value, in order, at most ``limit``."""
-        return self._reader.consumers(value_id, limit, self.rank)
-
 
 def diagnose(reader: TraceReader) -> Json:
     """Return what ``tracelens why --json`` prints.

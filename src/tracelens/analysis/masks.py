@@ -1,23 +1,24 @@
-"""Who hid a non-finite value: the walk forward from a value to where it ends."""
+"""Who hid a non-finite value: the sweep forward from a value to where it ends."""
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Iterator
 
 from tracelens.analysis.names import MASKS, PREDICATES, canonical
-from tracelens.analysis.source import ConsumerSource, OpSource
-from tracelens.events import SLOT_BITS, Op, OpFlag, Phase
+from tracelens.analysis.source import OpSource
+from tracelens.events import Op, OpFlag, Phase
 
-_MAX_OPS = 512
+_SWEEP = 2048
+"""Ops looked at after the origin: a forward pass seldom has more."""
+_NEARBY = 64
+_WHERE = ("where", "select_v2")
 
 
 def selecting_where(source: OpSource, op: Op) -> Op | None:
-    """Return the ``where`` that reads the op's first output, ``None`` if there is none."""
-    if not isinstance(source, ConsumerSource):
-        return None
-    for reader in source.consumers(op.op_id << SLOT_BITS):
-        other = source.op(reader)
-        if other is not None and canonical(other.name) in ("where", "select_v2"):
+    """Return the ``where`` that soon reads an output of the op, ``None`` if there is none."""
+    written = {output.value_id for output in op.outputs}
+    for other in _after(source, op, _NEARBY):
+        if canonical(other.name) in _WHERE and written & {t.value_id for t in other.inputs}:
             return other
     return None
 
@@ -26,7 +27,7 @@ def find_mask(source: OpSource, origin: Op, *, phase: Phase | None = None) -> Op
     """Return the first op that read the origin's bad output, directly or not, and hid it.
 
     Args:
-        source: the recorded ops; one without ``consumers`` gives no answer.
+        source: the recorded ops.
         origin: the op whose output is bad.
         phase: look only at ops of this phase, if given.
 
@@ -35,39 +36,37 @@ def find_mask(source: OpSource, origin: Op, *, phase: Phase | None = None) -> Op
         checked, the last one on the way that can hide (``where``, ``clamp`` …) before an op
         that came out finite. ``None`` if the value was not seen to be hidden.
     """
-    if not isinstance(source, ConsumerSource):
-        return None
-    waiting: deque[tuple[int, Op | None]] = deque()
-    seen = {origin.op_id}
-
-    def spread(op: Op, hider: Op | None) -> bool:
-        any_reader = False
-        for value_id in sorted({output.value_id for output in op.outputs}):
-            for reader in source.consumers(value_id):
-                any_reader = True
-                if reader not in seen:
-                    seen.add(reader)
-                    waiting.append((reader, hider))
-        return any_reader
-
-    spread(origin, None)
-    fallback: Op | None = None
-    while waiting and len(seen) < _MAX_OPS:
-        op_id, hider = waiting.popleft()
-        op = source.op(op_id)
-        if op is None or (phase is not None and op.phase is not phase):
+    # Values that may hold what the origin made, and the last op on the way that can hide it.
+    hiders: dict[int, Op | None] = {output.value_id: None for output in origin.outputs}
+    unread: dict[int, Op] = {}
+    for op in _after(source, origin, _SWEEP):
+        if phase is not None and op.phase is not phase:
             continue
+        read = [tensor.value_id for tensor in op.inputs if tensor.value_id in hiders]
         name = canonical(op.name)
-        if name in PREDICATES or op.flags & OpFlag.VIEW:
+        if not read or name in PREDICATES or op.flags & OpFlag.VIEW:
             continue
+        hider = next((hiders[value] for value in read if hiders[value] is not None), None)
+        for value in read:
+            unread.pop(value, None)
         if op.flags & OpFlag.HIT:
-            spread(op, None)
-            continue
-        if op.flags & OpFlag.CHECKED:
+            hider = None
+        elif op.flags & OpFlag.CHECKED:
             return hider or op
-        if not op.flags & OpFlag.HARMLESS:
+        elif not op.flags & OpFlag.HARMLESS:
             continue
-        now = op if name in MASKS else hider
-        if not spread(op, now) and now is not None and fallback is None:
-            fallback = now
-    return fallback
+        elif name in MASKS:
+            hider = op
+        for output in op.outputs:
+            hiders[output.value_id] = hider
+            if hider is not None:
+                unread[output.value_id] = hider
+    return next(iter(unread.values()), None)
+
+
+def _after(source: OpSource, op: Op, limit: int) -> Iterator[Op]:
+    """Yield the ops recorded after one, in order, at most ``limit`` ids further."""
+    for op_id in range(op.op_id + 1, op.op_id + 1 + limit):
+        other = source.op(op_id)
+        if other is not None:
+            yield other

@@ -19,14 +19,6 @@ class OpSource(Protocol):
         """Return the ids of ops with a non-finite output, in order; of all steps if ``None``."""
 
 
-@runtime_checkable
-class ConsumerSource(Protocol):
-    """An ``OpSource`` that also knows who reads a value (needed to name what masked one)."""
-
-    def consumers(self, value_id: int, limit: int = 64) -> Iterable[int]:
-        """Return the ids of the ops that read the value, in order."""
-
-
 def producer_id(value_id: int) -> int:
     """Return the id of the op that wrote a value, -1 if no recorded op did.
 

@@ -40,7 +40,7 @@ class Value:
 
 
 class Graph:
-    """An ``OpSource`` (with consumers) built op by op; every op has its own source line."""
+    """An ``OpSource`` built op by op; every op has its own source line."""
 
     def __init__(self) -> None:
         self.ops: dict[int, Op] = {}
@@ -59,14 +59,6 @@ class Graph:
             for op in self.ops.values()
             if op.flags & OpFlag.HIT and step in (None, op.step)
         ]
-
-    def consumers(self, value_id: int, limit: int = 64) -> Iterable[int]:
-        found = [
-            op.op_id
-            for op in self.ops.values()
-            if any(tensor.value_id == value_id for tensor in op.inputs)
-        ]
-        return found[:limit]
 
     # Building.
 

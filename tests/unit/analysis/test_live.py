@@ -9,7 +9,7 @@ import pytest
 
 from tracelens.analysis.cause import explain
 from tracelens.analysis.live import RingOps
-from tracelens.analysis.source import ConsumerSource, OpSource
+from tracelens.analysis.source import OpSource
 from tracelens.events import OpFlag, Phase, RecordKind, Role
 from tracelens.storage.format import RECORD
 
@@ -88,9 +88,8 @@ def ring() -> RingOps:
     return RingOps(np.concatenate(rows), lambda string_id: STRINGS.get(string_id), rank=3)
 
 
-def test_the_ring_is_an_op_source_with_consumers(ring: RingOps) -> None:
+def test_the_ring_is_an_op_source(ring: RingOps) -> None:
     assert isinstance(ring, OpSource)
-    assert isinstance(ring, ConsumerSource)
 
 
 def test_an_op_is_put_together_from_its_records(ring: RingOps) -> None:
@@ -117,12 +116,10 @@ def test_more_than_four_inputs_are_joined_in_order(ring: RingOps) -> None:
     assert [tensor.value_id for tensor in op.inputs] == [144, -1, 112, 112, 144, 112]
 
 
-def test_hits_and_consumers_are_found(ring: RingOps) -> None:
+def test_hits_are_found(ring: RingOps) -> None:
     assert list(ring.hits(4)) == [9]
     assert list(ring.hits(5)) == []
     assert list(ring.hits()) == [9]
-    assert list(ring.consumers(112)) == [9, 12]
-    assert list(ring.consumers(999)) == []
 
 
 def test_an_op_that_was_overwritten_is_unknown(ring: RingOps) -> None:
@@ -134,7 +131,6 @@ def test_an_empty_ring_answers(ring: RingOps) -> None:
     empty = RingOps(np.zeros(0, RECORD), lambda string_id: None)
     assert empty.op(0) is None
     assert list(empty.hits()) == []
-    assert list(empty.consumers(0)) == []
 
 
 def test_a_finding_is_made_straight_from_the_ring(ring: RingOps) -> None:
