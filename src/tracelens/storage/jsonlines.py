@@ -14,7 +14,7 @@ MAX_LINE_BYTES = 16 << 20
 
 
 def dumps(value: object) -> str:
-    """Return strict one-line JSON; non-finite floats become ``"NaN"``, ``"Infinity"`` …"""
+    """Return strict one-line JSON; non-finite floats become ``"NaN"`` or ``"Infinity"``."""
     try:
         return json.dumps(value, allow_nan=False, separators=(",", ":"), default=str)
     except ValueError:
@@ -47,12 +47,14 @@ class LineWriter:
         self.size_bytes = 0
 
     def append(self, value: object) -> None:
-        """Write one line, whole or not at all.
+        """Write one line, whole or not at all; nothing once closed.
 
         Raises:
             OSError: the disk is full or the file is gone; the file ends with a whole line.
         """
-        data = dumps(value).encode("utf-8", "surrogatepass") + b"\n"
+        if self._fd < 0:
+            return
+        data = dumps(value).encode() + b"\n"
         try:
             written = os.write(self._fd, data)
             while written < len(data):
@@ -84,7 +86,7 @@ def read_lines(
         max_bytes: stop after this many bytes.
     """
     try:
-        file = open(path, "rb")
+        file = open(path, "rb")  # noqa: SIM115 (closed below, once it is known to exist)
     except FileNotFoundError:
         return
     with file:

@@ -136,7 +136,7 @@ def write_manifest(run_dir: Path, manifest: Manifest) -> bool:
         # Some file systems have no hard links; the rename can at worst replace an equal race.
         if (run_dir / MANIFEST).exists():
             return False
-        os.replace(temporary, run_dir / MANIFEST)
+        temporary.replace(run_dir / MANIFEST)
         return True
     finally:
         temporary.unlink(missing_ok=True)
@@ -177,7 +177,7 @@ def write_shard(run_dir: Path, state: ShardState) -> None:
     temporary = directory / f".tmp-{state.shard}.json"
     try:
         temporary.write_text(dumps(asdict(state)) + "\n")
-        os.replace(temporary, directory / f"{state.shard}.json")
+        temporary.replace(directory / f"{state.shard}.json")
     except OSError:
         temporary.unlink(missing_ok=True)
         raise

@@ -6,11 +6,11 @@ written. The pages belong to the kernel, so a killed process loses no committed 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import mmap
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,14 @@ Records = NDArray[np.void]
 MAX_CAPACITY = 1 << 26
 """Refuse larger rings on read (11 GiB of records): a damaged header must not exhaust memory."""
 
-_SEQ = RECORD.fields["seq"][1]  # type: ignore[index]
 _COPY_RECORDS = 1 << 14
+
+_MAP_FIXED = 0x10
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [
+    ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long,
+]  # fmt: skip
 
 
 def capacity_for(ring_bytes: int) -> int:
@@ -46,21 +52,26 @@ def capacity_for(ring_bytes: int) -> int:
 
 
 class RingReader:
-    """Reads a ring that another process, or a dead one, wrote. Never writes to it."""
+    """Reads a ring that another process, or a dead one, wrote.
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Map the ring read-only.
+    Only a sealer opens it writable, and writes nothing but ``sealed``.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, writable: bool = False) -> None:
+        """Map the ring.
 
         Raises:
             TraceError: the file is missing, is not a ring, or its header is damaged.
         """
         self.path = Path(path)
         try:
-            with open(self.path, "rb") as file:
+            with open(self.path, "r+b" if writable else "rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 if size < RING_HEADER_BYTES:
                     raise TraceError(f"{self.path}: not a ring: {size} bytes is too short")
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self._map = mmap.mmap(
+                    file.fileno(), 0, access=mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
+                )
         except OSError as error:
             raise TraceError(f"{self.path}: cannot read the ring: {error.strerror}") from error
         self.capacity, self.meta = _check_header(self.path, self._map, size)
@@ -83,6 +94,28 @@ class RingReader:
         """Return one past the highest committed position (0 for an empty ring)."""
         return highest_position(self._records) + 1
 
+    def scan(self, start: int) -> int:
+        """Return the first position from ``start`` on that is not committed."""
+        seq = self._records["seq"]
+        while True:
+            slot = start & self._mask
+            count = min(_COPY_RECORDS, self.capacity - slot)
+            expected = np.arange(start + 1, start + count + 1, dtype=np.int64)
+            missing = seq[slot : slot + count] != expected
+            if missing.any():
+                return start + int(missing.argmax())
+            start += count
+
+    def next_committed(self, start: int, window: int) -> int | None:
+        """Return the first committed position in ``[start, start + window)``, if any."""
+        positions = np.arange(start, start + min(window, self.capacity), dtype=np.int64)
+        found = self._records["seq"][positions & self._mask] == positions + 1
+        return start + int(found.argmax()) if found.any() else None
+
+    def set_sealed(self, position: int) -> None:
+        """Tell the writer that positions below ``position`` may be overwritten."""
+        self._map[HEADER_SEALED_OFFSET : HEADER_SEALED_OFFSET + 8] = position.to_bytes(8, "little")
+
     def committed(self, start: int, stop: int) -> Records:
         """Copy the committed records of positions ``[start, stop)``, in position order.
 
@@ -94,10 +127,8 @@ class RingReader:
     def close(self) -> None:
         """Unmap the file."""
         del self._records
-        try:
+        with contextlib.suppress(BufferError):  # a copy in another thread may still read
             self._map.close()
-        except BufferError:
-            pass  # a copy in another thread still reads; the map goes with it
 
 
 def copy_committed(ring: Records, start: int, stop: int) -> Records:
@@ -171,9 +202,7 @@ class RingWriter:
         records: the mapped records.
     """
 
-    def __init__(
-        self, path: str | os.PathLike[str], ring_bytes: int, meta: dict[str, Any]
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], ring_bytes: int, meta: dict[str, Any]) -> None:
         """Allocate, prefault and map the ring.
 
         Args:
@@ -194,7 +223,7 @@ class RingWriter:
                 # program; allocating now turns that into an error at the start.
                 os.posix_fallocate(fd, 0, self.size_bytes)
             except OSError:
-                os.unlink(self.path)
+                self.path.unlink()
                 raise
             self.buffer = mmap.mmap(fd, self.size_bytes, flags=mmap.MAP_SHARED)
         finally:
@@ -244,17 +273,23 @@ class RingWriter:
         """Tell readers that positions below ``position`` were given out."""
         self.buffer[HEADER_HEAD_OFFSET : HEADER_HEAD_OFFSET + 8] = position.to_bytes(8, "little")
 
-    def packer(self) -> Callable[..., None]:
-        """Return ``pack(offset, *fields, seq)``: CPython clears the bytes, then packs in order.
+    @property
+    def head_hint(self) -> int:
+        """The last value of ``set_head_hint``, or a native engine's own counter."""
+        return int.from_bytes(self.buffer[HEADER_HEAD_OFFSET : HEADER_HEAD_OFFSET + 8], "little")
 
-        ``seq``, the last field, is therefore 0 while a record is half written.
+    def detach(self) -> None:
+        """Put private memory in the place of the file (for a forked child).
+
+        Native code keeps writing to the same addresses, and must hit neither the parent's ring
+        nor unmapped memory.
         """
-        pack_into, buffer = RECORD_STRUCT.pack_into, self.buffer
-
-        def pack(offset: int, *fields: float) -> None:
-            pack_into(buffer, offset, *fields)
-
-        return pack
+        header = self.buffer[:RING_HEADER_BYTES]
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED
+        protection = mmap.PROT_READ | mmap.PROT_WRITE
+        if _libc.mmap(self.address, self.size_bytes, protection, flags, -1, 0) != self.address:
+            raise OSError(ctypes.get_errno(), "cannot detach the ring after a fork")
+        self.buffer[:RING_HEADER_BYTES] = header
 
     def committed(self, start: int, stop: int) -> Records:
         """Copy committed records of positions ``[start, stop)``; see ``copy_committed``."""

@@ -66,6 +66,11 @@ class StringWriter:
                 self._ids[key] = number
         return number
 
+    def detach(self) -> None:
+        """In a forked child: go on giving ids, but leave the parent's file alone."""
+        self._lock = threading.Lock()
+        self._lines.close()
+
     def close(self) -> None:
         """Close the file."""
         self._lines.close()

@@ -217,9 +217,7 @@ def arrow_schema(table: str) -> pa.Schema:
         "dictionary": pa.dictionary(pa.int32(), pa.string()),
         "list<int64>": pa.list_(pa.field("element", pa.int64(), nullable=False)),
     }
-    return pa.schema(
-        [pa.field(c.name, types[c.type], nullable=c.nullable) for c in TABLES[table]]
-    )
+    return pa.schema([pa.field(c.name, types[c.type], nullable=c.nullable) for c in TABLES[table]])
 
 
 def manifest_tables(since: str) -> dict[str, dict[str, object]]:
