@@ -108,10 +108,10 @@ def trace(
         ... def train_step(batch):
         ...     return sum(batch)
     """
-    if callable(target) and not isinstance(target, str | os.PathLike):
-        return _decorated(target, Config()) if enabled() else target
     if isinstance(target, (staticmethod, classmethod)):
         raise ConfigError("put @tl.trace below @staticmethod or @classmethod, next to the function")
+    if callable(target) and not isinstance(target, str | os.PathLike):
+        return _decorated(target, Config()) if enabled() else target
     return Tracer(
         Config(
             path=trace_path(target),

@@ -64,12 +64,12 @@ class ImportWatcher:
     def install(self) -> None:
         """Start to watch."""
         if self._names and self not in sys.meta_path:
-            sys.meta_path.insert(0, self)  # type: ignore[arg-type]
+            sys.meta_path.insert(0, self)
 
     def remove(self) -> None:
         """Stop watching and leave the import system as it was found."""
         if self in sys.meta_path:
-            sys.meta_path.remove(self)  # type: ignore[arg-type]
+            sys.meta_path.remove(self)
 
     def find_spec(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 import math
 import sys
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import Any
 
 import toyframework
 
-from tracelens.events import OpFlag, Phase
+from tracelens.events import OpFlag, Phase, RecordKind, Role
 from tracelens.session import Session
 
 fail_in: set[str] = set()
@@ -93,41 +94,64 @@ class ToyBackend:
         self, name: str, inputs: tuple[toyframework.Value, ...], output: toyframework.Value
     ) -> None:
         writer = self._session.writer
-        number = output.number
-        bad = not math.isfinite(number)
+        bad = not math.isfinite(output.number)
         self._hits += bad
         frame = sys._getframe(3)
+        file, line = frame.f_code.co_filename, frame.f_lineno
         site = writer.intern(
             "site",
             {
                 "op": name,
-                "file": frame.f_code.co_filename,
-                "line": frame.f_lineno,
+                "file": file,
+                "line": line,
                 "function": frame.f_code.co_name,
+                "code": linecache.getline(file, line).strip(),
             },
         )
         op_id = writer.reserve_op_id()
         output.value_id = op_id * 16
-        ids = [value.value_id for value in inputs] + [-1] * 4
-        finite = 0.0 if bad else number
+        ids = [*(value.value_id for value in inputs), -1, -1, -1, -1][:4]
+        flags = OpFlag.CHECKED | (OpFlag.HIT if bad else 0)
+        self._write(RecordKind.OP, flags, site, op_id, ids, len(inputs), 1, output)
+        if bad:
+            for slot, value in enumerate(inputs):
+                self._write(RecordKind.STAT, 0, 0, op_id, [-1] * 4, Role.INPUT, slot, value)
+            first_bad = [0, -1, -1, -1]
+            self._write(RecordKind.STAT, 0, 0, op_id, first_bad, Role.OUTPUT, 0, output)
+
+    def _write(
+        self,
+        kind: int,
+        flags: int,
+        site: int,
+        op_id: int,
+        ids: list[int],
+        n_in: int,
+        n_out: int,
+        value: toyframework.Value,
+    ) -> None:
+        writer = self._session.writer
+        tensor = writer.intern("tensor", ["float64", [], "cpu"])
+        number = value.number
+        finite = number if math.isfinite(number) else 0.0
         writer.write(
             writer.reserve(),
-            0,
+            int(kind),
             int(Phase.FORWARD),
-            int(OpFlag.CHECKED | (OpFlag.HIT if bad else 0)),
+            int(flags),
             0,
             site,
-            0,
+            tensor if kind == RecordKind.STAT else 0,
             op_id,
             self._session.current_step,
             -1,
             -1,
             writer.now_ns(),
             -1,
-            *ids[:4],
-            len(inputs),
-            1,
-            1,
+            *ids,
+            int(n_in),
+            n_out,
+            2,
             0,
             finite,
             finite,
@@ -139,5 +163,5 @@ class ToyBackend:
             int(number == math.inf),
             int(number == -math.inf),
             int(number == 0),
-            output.value_id,
+            value.value_id,
         )
