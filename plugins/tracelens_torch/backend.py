@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tracelens_torch import amp, compiled, data, update
+from tracelens_torch import amp, compiled, data, rerun, update
 from tracelens_torch.engines import Engine, choose
 from tracelens_torch.hooks import install_updates, names_of, parameters_of
 from tracelens_torch.modules import ModuleNames
@@ -45,11 +45,11 @@ class TorchBackend:
         self._engine.start()
         self._data = data.install_data(self._engine, session)
         self._uninstall.append(self._data)
-        self._uninstall.append(amp.install_amp(session))
+        self._amp = amp.install_amp(session, self._amp_failed)
+        self._uninstall.append(self._amp)
         self._compiled = compiled.CompileWatch(session)
         if self._engine.name == "sentinel":
-            self._sentinel = self._engine
-            self._sentinel.attach(self._data)
+            self._use_sentinel(self._engine)
         else:
             self._uninstall.append(install_updates(self))
 
@@ -80,16 +80,18 @@ class TorchBackend:
         engine.begin_step(step, active)
         if self._sentinel is None:
             if self._compiled.poll():
-                self._add_sentinel("compiled regions")
+                self._add_sentinel(engine)
         elif self._sentinel is not engine:
             self._sentinel.begin_step(step, active)
 
     def end_step(self, step: int) -> dict[str, float]:
         """A step ended: report what is known to be bad. Returns its counters."""
         engine = self._running()
-        scalars = engine.end_step(step)
         if self._sentinel is not None and self._sentinel is not engine:
+            if self._sentinel.explained:
+                engine.drop_sinks()
             self._sentinel.end_step(step)
+        scalars = engine.end_step(step)
         if scalars.get("hits"):
             self._data.flush(max(0, step - 1), step)
         return scalars
@@ -102,14 +104,17 @@ class TorchBackend:
 
     def wrap_step(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return a function that gives the step's arguments a producer and can be replayed."""
-        replayable = function
-        if self._sentinel is not None:
-            replayable = self._sentinel.wrap(function)
+        replayable: Callable[..., Any] | None = None
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal replayable
             if self._engine is not None and (args or kwargs):
                 data.register_step_input(self._engine, args, kwargs)
+            if self._sentinel is None:
+                return function(*args, **kwargs)
+            if replayable is None:
+                replayable = self._sentinel.wrap(function)
             return replayable(*args, **kwargs)
 
         return call
@@ -118,7 +123,8 @@ class TorchBackend:
         """Check a tensor under a name; store its values at the ``tensors`` level."""
         if not isinstance(value, torch.Tensor):
             return False
-        self._running().check("tap", [value.detach()], [name])
+        if rerun.active() is None:
+            self._running().check("tap", [value.detach()], [name])
         return True
 
     def watch(self, module: Any, name: str) -> bool:
@@ -134,7 +140,7 @@ class TorchBackend:
         if not isinstance(value, torch.Tensor):
             return False
         engine = self._running()
-        if engine.check("check", [value.detach()], [name]):
+        if rerun.active() is None and engine.check("check", [value.detach()], [name]):
             engine.drain()
         return True
 
@@ -172,7 +178,12 @@ class TorchBackend:
         engine = self._engine
         if engine is None:
             return
-        self._bad_gradients = engine.suspicious and self._check_gradients(engine, optimizer)
+        if self._sentinel is not None and self._sentinel.before_update(optimizer, closure=closure):
+            self._bad_gradients = True
+            if self._sentinel.explained:
+                engine.drop_sinks()
+        else:
+            self._bad_gradients = engine.suspicious and self._check_gradients(engine, optimizer)
         engine.begin_update(observe=closure)
 
     def after_update(self, optimizer: Optimizer) -> None:
@@ -189,6 +200,8 @@ class TorchBackend:
         bad = engine.record_update(parameters, f"{type(optimizer).__name__}.step")
         if bad >= 0 and not self._bad_gradients:
             self._explain_update(engine, optimizer, parameters)
+        if self._sentinel is not None:
+            self._sentinel.after_update(optimizer)
         self._session.auto_step()
 
     def _check_gradients(self, engine: Engine, optimizer: Optimizer) -> bool:
@@ -200,11 +213,15 @@ class TorchBackend:
             return False
         if amp.handles(optimizer):
             return True
+        self._report_gradients(engine, parameters)
+        return True
+
+    def _report_gradients(self, engine: Engine, parameters: list[torch.Tensor]) -> None:
+        gradients = [p.grad for p in parameters]
         engine.check("gradient", gradients, names_of(parameters, self._modules))  # type: ignore[arg-type]
         engine.drain()
         self._data.flush(max(0, self._session.current_step - 1), self._session.current_step)
         self._session.explain_pending()
-        return True
 
     def _explain_update(
         self, engine: Engine, optimizer: Optimizer, parameters: list[torch.Tensor]
@@ -230,9 +247,23 @@ class TorchBackend:
         if self._engine is not None and not sys.is_finalizing():
             self._engine.forget_modules()
 
-    def _add_sentinel(self, why: str) -> None:
-        from tracelens_torch.sentinel import SentinelEngine
+    def _add_sentinel(self, engine: Engine) -> None:
+        """Judge steps by their loss and gradients too: the engine does not see every op."""
+        from tracelens_torch.sentinel import Sentinel
 
-        self._sentinel = SentinelEngine(self._session)
-        self._sentinel.start()
-        self._sentinel.attach(self._data)
+        sentinel = Sentinel(self._session, self._modules, muted=engine.muted)
+        sentinel.start()
+        sentinel.begin_step(self._session.current_step)
+        engine.give_way()
+        self._use_sentinel(sentinel)
+
+    def _use_sentinel(self, sentinel: Any) -> None:
+        self._sentinel = sentinel
+        sentinel.attach(self._data)
+        sentinel.attach_scalers(self._amp)
+
+    def _amp_failed(self, optimizer: Optimizer, losses: list[torch.Tensor]) -> None:
+        """A gradient scaler skipped an update for a real failure."""
+        engine = self._running()
+        engine.check("loss", losses, ["loss"] * len(losses))
+        self._report_gradients(engine, [p for p in parameters_of(optimizer) if p.grad is not None])

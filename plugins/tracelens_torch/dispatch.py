@@ -110,6 +110,7 @@ class DispatchEngine:
         self._left = False
         self._hits_before = 0
         self._noted = False
+        self._patient = False
 
     # One recording's life
 
@@ -287,6 +288,14 @@ class DispatchEngine:
             with self.muted():
                 self._sinks.report(pending)
 
+    def drop_sinks(self) -> None:
+        """Forget the sinks seen and not reported: a replay has explained them better."""
+        self._pending.clear()
+
+    def give_way(self) -> None:
+        """A sentinel judges updates from now on: sinks wait until it has."""
+        self._patient = True
+
     # The mode
 
     def _native_recorder(self) -> Any:
@@ -343,7 +352,7 @@ class DispatchEngine:
             NonFiniteError: ``nonfinite="raise"`` and it is a failure.
         """
         self._add_sink(kind, "", tensor, op_id, value_id)
-        if self._session.config.nonfinite != "record":
+        if self._session.config.nonfinite != "record" and not self._patient:
             self.drain()
             self._session.explain_pending()
 

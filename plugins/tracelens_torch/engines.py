@@ -41,6 +41,8 @@ class Engine(Protocol):
     def end_update(self) -> None: ...
     def forget_modules(self) -> None: ...
     def drain(self) -> None: ...
+    def drop_sinks(self) -> None: ...
+    def give_way(self) -> None: ...
     @property
     def hushes(self) -> bool: ...
     @property
@@ -58,9 +60,9 @@ def choose(session: Session, modules: ModuleNames) -> tuple[Engine, str]:
     """
     wanted = session.config.engine
     if wanted == "sentinel":
-        from tracelens_torch.sentinel import SentinelEngine
+        from tracelens_torch.sentinel_engine import SentinelEngine
 
-        return SentinelEngine(session), "asked for"
+        return SentinelEngine(session, modules), "asked for"
     if wanted != "python" and session.config.capture != "tensors":
         from tracelens_torch.native import build
         from tracelens_torch.native_engine import NativeEngine

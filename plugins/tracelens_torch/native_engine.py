@@ -218,6 +218,14 @@ class NativeEngine:
             site = self._own_sites[name, *place] = self._sites.make(name, *place, None)
         return site
 
+    def drop_sinks(self) -> None:
+        """Forget the sinks seen and not reported: a replay has explained them better."""
+        self._native.take_sinks()
+
+    def give_way(self) -> None:
+        """A sentinel judges updates from now on: sinks wait until it has."""
+        self._native.set_wake(False)
+
     def _on_sink(self) -> None:
         """Run in the user's frame soon after a sink was seen (``nonfinite`` not ``record``)."""
         if not self._running:

@@ -48,6 +48,7 @@ class Sentinel:
 
     Attributes:
         hits: bad updates seen since the step began.
+        explained: a replay named the op of the last of them.
         replayer: the backend wraps the decorated step with it.
     """
 
@@ -62,6 +63,7 @@ class Sentinel:
         names = names or ModuleNames()
         self.replayer = replayer or StepReplayer(session, modules=names)
         self.hits = 0
+        self.explained = False
         self._session = session
         self._parameters = OptimizerParameters(names)
         self._sinks = SinkFilter(session, names)
@@ -103,6 +105,7 @@ class Sentinel:
         """A step begins."""
         self._step = step
         self.hits = 0
+        self.explained = False
         self._judge_held()
 
     def end_step(self, step: int) -> dict[str, float]:
@@ -346,6 +349,7 @@ class Sentinel:
     def _tell(
         self, step: int, losses: Sequence[torch.Tensor], named: Named, outcome: Outcome
     ) -> None:
+        self.explained = outcome.ran
         self._sinks.report(sinks_of(step, losses, named, outcome))
         note_replay(self._session, step, outcome)
         if self.replayer.data is not None:

@@ -117,6 +117,12 @@ class SentinelEngine(Sentinel):
     def drain(self) -> None:
         """Nothing to do: sinks are reported where they are seen."""
 
+    def drop_sinks(self) -> None:
+        """Nothing to do: sinks are reported where they are seen."""
+
+    def give_way(self) -> None:
+        """Nothing to do: there is no second sentinel."""
+
     @property
     def hushes(self) -> bool:
         """Whether an update has to be looked at again: it cannot be."""
