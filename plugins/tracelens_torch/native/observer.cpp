@@ -210,7 +210,8 @@ void Observer::take_inputs(ThreadState& ts, const at::RecordFunction& rf, OpenOp
     at::TensorImpl* impl = t.unsafeGetTensorImpl();
     Span span;
     if (span_of(impl, span)) {
-      op.in_ids.push_back(values.find(span));
+      const bool overwritten = argument == 0 && (op.flags & kInplace);
+      op.in_ids.push_back(overwritten ? values.newest(span) : values.find(span));
     } else {
       op.in_ids.push_back(kNoId);
       if (!is_plain(impl)) op.flags |= kUnseenInputs;

@@ -61,6 +61,14 @@ class ValueTable {
     return kNoId;
   }
 
+  // The last write to any part of the storage: what an in-place write leaves beside its own bytes
+  // is found by going from write to write.
+  int64_t newest(const Span& span) {
+    Lock lock(busy_);
+    const Entry* e = locate(span.base);
+    return e->base == span.base && e->storage == span.storage ? e->newest.id : kNoId;
+  }
+
   // A fresh output owns its whole storage; an in-place write covers only its own bytes.
   void write(const Span& span, int64_t id, bool fresh) {
     Lock lock(busy_);
