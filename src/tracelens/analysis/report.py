@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -194,10 +195,12 @@ def _kind_of_counts(sink: Why) -> str | None:
 
 
 def _path_text(why: Why) -> str:
-    entries = [_entry_text(entry) for entry in why.get("path") or ()]
+    texts = groupby(_entry_text(entry) for entry in why.get("path") or ())
+    runs = [(text, len(list(group))) for text, group in texts]
+    entries = [f"{text} x {count}" if count > 1 else text for text, count in runs]
     if len(entries) > _PATH_HEAD + _PATH_TAIL + 1:
         left_out = len(entries) - _PATH_HEAD - _PATH_TAIL
-        entries = [*entries[:_PATH_HEAD], f"({left_out} more ops)", *entries[-_PATH_TAIL:]]
+        entries = [*entries[:_PATH_HEAD], f"({left_out} more)", *entries[-_PATH_TAIL:]]
     if why.get("sink"):
         entries.append(sink_words(why["sink"]))
     hidden = why.get("hidden_by")

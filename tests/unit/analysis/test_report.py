@@ -122,6 +122,18 @@ def test_a_finding_without_a_cause_still_says_what_is_bad() -> None:
     assert one_sentence(finding) == finding["message"]
 
 
+def test_a_long_way_is_told_in_short() -> None:
+    g = Graph()
+    value = g.op("aten::log", g.op("aten::mm"), nan=1)
+    for name in ("mul", "mul", "mul", "add", "sub", "mean", "neg", "div", "sum", "mm", "tanh"):
+        value = g.op(f"aten::{name}", value, nan=1)
+    g.sink("loss", value)
+    text = " ".join(render(g.verdict()).split())
+    assert "log (nan 1 of 32) -> mul (nan 1 of 32) x 3 -> add" in text
+    assert "(2 more)" in text
+    assert text.index("sum (nan") < text.index("tanh (nan 1 of 32) -> the loss")
+
+
 def test_doubts_and_further_findings_are_told() -> None:
     g = where_trap()
     verdict = g.verdict()
