@@ -65,6 +65,10 @@ def tensor(record: TensorRecord, *, batch_size: int | None = None) -> Json:
         told["parameter"] = True
     limit = limits(record.dtype)
     told["limit"] = limit.largest if limit else None
+    if record.overwritten:
+        # What was measured is what the op wrote there, not what it read.
+        told["overwritten"] = True
+        return {**told, **statistics(None)}
     told.update(statistics(record.stats))
     if record.stats is None or record.stats.nonfinite:
         told.update(where_bad(record.first_bad, record.shape, batch_size))

@@ -156,6 +156,8 @@ def _tensor_text(tensor: Why) -> str:
         parts.append(str(tensor["device"]))
     if tensor.get("parameter"):
         parts.append("parameter")
+    if tensor.get("overwritten"):
+        parts.append("overwritten in place")
     counts = _counts(tensor)
     if counts:
         parts.append(counts)
@@ -163,7 +165,7 @@ def _tensor_text(tensor: Why) -> str:
         parts.append(f"min {say(tensor['min'])}  max {say(tensor.get('max'))}")
         if isinstance(tensor.get("limit"), (int, float)):
             parts.append(f"(limit {say(tensor['limit'])})")
-    if tensor.get("first_bad"):
+    if any(tensor.get("first_bad") or ()):
         parts.append("at " + " ".join(str(index) for index in tensor["first_bad"]))
     if tensor.get("samples"):
         parts.append(f"samples {', '.join(map(str, tensor['samples']))}")

@@ -101,7 +101,10 @@ def test_the_optimizer_report_names_the_eps_that_is_zero() -> None:
     text = render(optimizer_eps().verdict())
     assert text.startswith("NaN  step 0  optimizer  first seen: parameter 0.weight (8 nan of 32)")
     assert "optimizer.step()" in text
-    assert "eps = 1e-08 is 0 in float16 (smallest 5.96e-08)" in " ".join(text.split())
+    assert "float16[4, 8]  overwritten in place\n" in text
+    assert "an eps of 1e-08 (the default) is 0 in float16 (smallest 5.96e-08)" in " ".join(
+        text.split()
+    )
 
 
 def test_a_masked_value_is_told_as_harmless() -> None:

@@ -44,9 +44,9 @@ def _zero_denominator(case: Case) -> Advice:
     told = "0 / 0" if case.kind is Bad.NAN else "x / 0"
     if limit is not None and limit.smallest / 2 > _ADAM_EPS:
         why = (
-            f"{shown(case.op)} divides by sqrt(v) + eps, which is 0: eps = {say(_ADAM_EPS)} is 0 "
-            f"in {case.dtype} (smallest {say(limit.smallest)}), and v is 0 where the gradient was "
-            f"0 or its square underflowed: {told}{then(case)}."
+            f"{shown(case.op)} divides by sqrt(v) + eps, which is 0: an eps of {say(_ADAM_EPS)} "
+            f"(the default) is 0 in {case.dtype} (smallest {say(limit.smallest)}), and v is 0 "
+            f"where the gradient was 0 or its square underflowed: {told}{then(case)}."
         )
         fix = (
             f"eps >= 1e-4 for {case.dtype} parameters, or keep float32 master weights "
