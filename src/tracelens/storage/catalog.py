@@ -33,6 +33,7 @@ _PARQUET_MAGIC = b"PAR1"
 _ZONES = ("op_lo", "op_hi", "step_lo", "step_hi")
 # A writer on another machine cannot be asked whether it lives; it writes its state at least
 # every 30 s, so four missed writes mean that it is gone.
+_OPEN = ("live", "disk_full")
 _STALE_NS = 120 * 1_000_000_000
 
 
@@ -152,7 +153,7 @@ def _list_shards(catalog: Catalog) -> None:
 
 def _shard(catalog: Catalog, state: ShardState) -> ShardFiles:
     run_dir = catalog.run_dir
-    shard = ShardFiles(state, alive=state.state == "live" and _is_alive(state, catalog.manifest))
+    shard = ShardFiles(state, alive=state.state in _OPEN and is_alive(state, catalog.manifest))
     if state.state == "live" and not shard.alive:
         catalog.problems.append(
             Problem(
@@ -170,7 +171,7 @@ def _shard(catalog: Catalog, state: ShardState) -> ShardFiles:
         catalog.problems.append(
             Problem("dropped", state.shard, f"{state.dropped} records were lost", state.dropped)
         )
-    if state.state in ("live", "disk_full", "failed"):
+    if state.state in (*_OPEN, "failed"):
         shard.ring = _ring_path(run_dir, state)
         shard.kept = inside(run_dir, f"{LIVE_DIR}/{state.shard}.kept")
         if shard.ring is None:
@@ -256,7 +257,8 @@ def _leftovers(run_dir: Path) -> Iterator[Problem]:
         )
 
 
-def _is_alive(state: ShardState, manifest: Manifest) -> bool:
+def is_alive(state: ShardState, manifest: Manifest) -> bool:
+    """Tell whether a shard's writer still runs, as far as can be told from here."""
     if state.host != socket.gethostname():
         heartbeat_ns = manifest.epoch_unix_ns + state.heartbeat_ns
         return time.time_ns() - heartbeat_ns < _STALE_NS

@@ -36,6 +36,9 @@ Records = NDArray[np.void]
 MAX_CAPACITY = 1 << 26
 """Refuse larger rings on read (11 GiB of records): a damaged header must not exhaust memory."""
 
+RING_STATE = ("shard", "rank", "attempt", "host", "pid", "framework", "mode")
+"""What a ring's header repeats of its shard's state, so that a lost shard file can be remade."""
+
 _COPY_RECORDS = 1 << 14
 
 _MAP_FIXED = 0x10

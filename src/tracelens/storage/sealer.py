@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from tracelens.storage.manifest import (
     LIVE_DIR,
     SHARDS_DIR,
     Segment,
+    ShardState,
     read_manifest,
     read_shard,
     write_shard,
@@ -56,6 +58,7 @@ class Sealer:
 
         Raises:
             TraceError: the shard's JSON or ring is missing or damaged.
+            BlockingIOError: another process seals this shard.
         """
         self.run_dir = run_dir
         self.state = read_shard(run_dir / SHARDS_DIR / f"{shard}.json")
@@ -63,8 +66,8 @@ class Sealer:
         self._events_path = live / f"{shard}.events"
         self._kept_path = live / f"{shard}.kept"
         self._strings = StringReader(live / f"{shard}.strings")
-        ring = Path(self.state.ring) if self.state.ring else live / f"{shard}.ring"
-        self.ring = RingReader(run_dir / ring, writable=True)
+        self.ring = RingReader(ring_path(run_dir, self.state), writable=True)
+        self._lock_fd = _lock(self.ring.path)
         self._encoder = Encoder(self.state.rank, self._strings.refresh)
         self._events = EventRows(self.state.rank, self.state.n_events)
         self._store = SegmentStore(run_dir, shard)
@@ -111,12 +114,19 @@ class Sealer:
         self._write_sources()
         self.state = replace(self.state, state=state, ring="")
         self._save()
-        self.ring.close()
+        self.close()
         write_run_tables(self.run_dir)
         for suffix in ("ring", "strings", "events", "kept"):
             (self.run_dir / LIVE_DIR / f"{self.state.shard}.{suffix}").unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # other shards may still be live
             (self.run_dir / LIVE_DIR).rmdir()
+
+    def close(self) -> None:
+        """Let go of the ring; what is not sealed stays where it is. Idempotent."""
+        self.ring.close()
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
 
     def kept(self) -> Records:
         """Return the records that flight mode was told to keep, each once."""
@@ -127,21 +137,6 @@ class Sealer:
         head = self.ring.find_head()
         ring = self.ring.committed(head - self.ring.capacity, head)
         return _unique(np.concatenate([self.kept(), ring]))
-
-    def tail(self) -> Records:
-        """Return the committed records that are in no segment, in position order."""
-        if self.state.mode == "flight":
-            return self.kept_and_ring()
-        return self.ring.committed(self.state.sealed, self.ring.find_head())
-
-    def encode_tail(self) -> dict[str, Any]:
-        """Return the tables of everything that is in no segment, writing nothing."""
-        records = self.tail()
-        tables = self._encoder.tables(records) if len(records) else {}
-        self._read_events()
-        tables.update(self._events.tables())
-        sources = self._encoder.sources(self._n_sources)
-        return {**tables, "sources": sources} if sources.num_rows else tables
 
     def _advance(self) -> None:
         """Move ``_scan`` over committed records, and over holes that will not be filled."""
@@ -215,6 +210,26 @@ class Sealer:
     def _save(self) -> None:
         self.state.heartbeat_ns = self._clock_ns()
         write_shard(self.run_dir, self.state)
+
+
+def ring_path(run_dir: Path, state: ShardState) -> Path:
+    """Return where a shard's ring lies: in the trace, or on the node's own disk."""
+    return run_dir / (state.ring or f"{LIVE_DIR}/{state.shard}.ring")
+
+
+def _lock(path: Path) -> int:
+    """Lock a ring against a second sealer; the kernel unlocks it when this process ends.
+
+    Raises:
+        BlockingIOError: another process seals this shard.
+    """
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
 
 
 def read_kept(path: Path) -> Records:

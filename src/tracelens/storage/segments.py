@@ -112,6 +112,20 @@ def _zone(table: pa.Table) -> dict[str, int | None]:
     return zone
 
 
+def read_zone(path: Path) -> tuple[int, dict[str, int | None]]:
+    """Return a segment's row count and zone map, from its own columns.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no Parquet file, or a damaged one.
+    """
+    wanted = ("op_id", "step", "start_ns", "nan_count", "inf_count")
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        names = [name for name in wanted if name in file.schema_arrow.names]
+        table = file.read(columns=names)
+        return file.metadata.num_rows, _zone(table)
+
+
 def remove_leftovers(run_dir: Path) -> list[str]:
     """Delete ``.tmp-`` files that a killed writer left; return their paths in the trace."""
     found = leftovers(run_dir)

@@ -20,7 +20,7 @@ import numpy as np
 from tracelens.storage.format import RECORD_BYTES, RECORD_STRUCT, RING_HEADER_BYTES
 from tracelens.storage.jsonlines import LineWriter
 from tracelens.storage.manifest import LIVE_DIR, ShardState, write_shard
-from tracelens.storage.ring import Records, RingWriter, highest_position
+from tracelens.storage.ring import RING_STATE, Records, RingWriter, highest_position
 from tracelens.storage.rundir import monotonic_epoch_ns, open_run
 from tracelens.storage.sidecar import Sidecar
 from tracelens.storage.strings import StringWriter
@@ -115,7 +115,11 @@ class ShardWriter:
 
     def _open_files(self, ring_bytes: int) -> None:
         live = self.run_dir / LIVE_DIR
-        header = {"run_id": self.manifest.run_id, "shard": self.shard, "pid": os.getpid()}
+        header = {
+            "run_id": self.manifest.run_id,
+            "epoch_unix_ns": self.manifest.epoch_unix_ns,
+            **{name: getattr(self._state, name) for name in RING_STATE},
+        }
         made: list[Path] = []
         try:
             made.append(live / f"{self.shard}.ring")
