@@ -298,19 +298,24 @@ class Session:
     def announce(self, *, always: bool = False) -> None:
         """Say on stderr what was found and how to see it; nothing if nothing was.
 
+        What a warning or an exception told already is not told again.
+
         Args:
-            always: say where the trace is even if nothing was found.
+            always: say where the trace is even if there is nothing to tell.
         """
         if self.config.quiet:
             return
         errors = [f for f in self.judge.findings if f.get("severity") == "error"]
-        lines = [f"tracelens: {one_line(finding)}" for finding in errors[:1]]
-        if errors:
-            lines.append(f"tracelens: for the first cause: tracelens why {self.path}")
-        elif always:
-            lines.append(f"tracelens: nothing non-finite found; trace in {self.path}")
+        recorded = self.config.nonfinite == "record"
+        lines = []
+        if errors and recorded:
+            lines.append(one_line(errors[0]))
+        if errors and (recorded or always):
+            lines.append(f"for the first cause: tracelens why {self.path}")
+        elif always and not errors:
+            lines.append(f"nothing non-finite found; trace in {self.path}")
         if lines:
-            sys.stderr.write("\n".join(lines) + "\n")
+            sys.stderr.write("".join(f"tracelens: {line}\n" for line in lines))
 
     # Inside
 
