@@ -145,6 +145,7 @@ class DispatchEngine:
                        "dispatch mode stays, idle")  # fmt: skip
         dropped = int(getattr(self._recorder, "dropped", 0))
         if dropped:
+            self._session.writer.count_dropped(dropped)
             self._session.note(
                 "drop",
                 f"{dropped} op records were dropped: the disk could not keep up",
@@ -314,7 +315,7 @@ class DispatchEngine:
             writer.capacity,
             header + HEADER_HEAD_OFFSET,
             header + HEADER_SEALED_OFFSET,
-            writer.reserve_op_id() + 1,
+            writer.reserve_op_id(),
             writer.epoch_monotonic_ns,
             writer.mode == "stream",
             writer.on_full == "block",

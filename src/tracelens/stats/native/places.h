@@ -10,6 +10,8 @@
 
 #include <unordered_map>
 
+#include "pointer_cache.h"
+
 namespace tl {
 
 enum CodeClass {
@@ -80,12 +82,17 @@ class PlaceFinder {
   void clear() {
     for (auto& entry : classes_) Py_DECREF(entry.first);
     classes_.clear();
+    recent_.clear();
   }
 
  private:
   int class_of(PyObject* code) {
+    if (int* kind = recent_.find((uintptr_t)code)) return *kind;
     auto it = classes_.find(code);
-    if (it != classes_.end()) return it->second;
+    if (it != classes_.end()) {
+      recent_.put((uintptr_t)code, it->second);
+      return it->second;
+    }
     PyObject* answer =
         classify_ ? PyObject_CallFunctionObjArgs(classify_, code, nullptr) : nullptr;
     int kind = answer ? (int)PyLong_AsLong(answer) : FRAMEWORK_CODE;
@@ -128,6 +135,7 @@ class PlaceFinder {
   PyObject* classify_ = nullptr;
   PyObject *s_back_ = nullptr, *s_lasti_ = nullptr, *s_locals_ = nullptr, *s_self_ = nullptr;
   std::unordered_map<PyObject*, int> classes_;
+  PointerCache<int, 256> recent_;
 };
 
 }  // namespace tl

@@ -216,7 +216,10 @@ class Recorder {
     return known;
   }
 
-  void forget_sites() { sites_.clear(); }
+  void forget_sites() {
+    sites_.clear();
+    recent_sites_.assign(recent_sites_.size(), RecentSite());
+  }
 
   void close() {
     for (Ref* ref : {&describe, &make_site, &on_hit, &on_sink, &on_failure, &tensor_kind,
@@ -226,7 +229,7 @@ class Recorder {
     places.set_classifier(nullptr);
     ring.close();
     values.clear();
-    sites_.clear();
+    forget_sites();
     places.clear();
   }
 
@@ -246,6 +249,10 @@ class Recorder {
     bool operator==(const SiteKey& o) const {
       return facts == o.facts && code == o.code && module == o.module && at == o.at;
     }
+  };
+  struct RecentSite {
+    SiteKey key{nullptr, nullptr, nullptr, 0};
+    int32_t site = 0;
   };
   struct SiteHash {
     size_t operator()(const SiteKey& k) const {
@@ -295,8 +302,12 @@ class Recorder {
   }
 
   OpFacts* facts_of(PyObject* func) {
+    if (OpFacts** recent = recent_facts_.find((uintptr_t)func)) return *recent;
     auto it = facts_.find(func);
-    if (it != facts_.end()) return it->second.get();
+    if (it != facts_.end()) {
+      recent_facts_.put((uintptr_t)func, it->second.get());
+      return it->second.get();
+    }
     PyObject* answer = PyObject_CallFunctionObjArgs(describe.get(), func, nullptr);
     if (!answer) return nullptr;
     auto facts = std::make_unique<OpFacts>();
@@ -353,8 +364,13 @@ class Recorder {
       key.module = place.module;
       key.at = place.lasti;
     }
-    auto it = sites_.find(key);
-    f->site = it != sites_.end() ? it->second : new_site(key, forward_site, user);
+    RecentSite& recent = recent_sites_[SiteHash()(key) % recent_sites_.size()];
+    if (!(recent.key == key)) {
+      auto it = sites_.find(key);
+      recent.site = it != sites_.end() ? it->second : new_site(key, forward_site, user);
+      recent.key = key;
+    }
+    f->site = recent.site;
   }
 
   int32_t new_site(const SiteKey& key, int32_t forward_site, bool user) {
@@ -366,7 +382,7 @@ class Recorder {
     const int32_t site = answer ? (int32_t)PyLong_AsLong(answer) : 0;
     Py_XDECREF(answer);
     if (PyErr_Occurred()) failed();
-    if (sites_.size() > 1 << 18) sites_.clear();
+    if (sites_.size() > 1 << 18) forget_sites();
     sites_.emplace(key, site);
     return site;
   }
@@ -647,6 +663,8 @@ class Recorder {
   std::unordered_map<PyObject*, std::unique_ptr<OpFacts>> facts_;
   std::unordered_map<PyObject*, int> kinds_;
   std::unordered_map<SiteKey, int32_t, SiteHash> sites_;
+  std::vector<RecentSite> recent_sites_ = std::vector<RecentSite>(1024);
+  PointerCache<OpFacts*, 256> recent_facts_;
   std::shared_ptr<ForwardOps> last_forward_;
 };
 

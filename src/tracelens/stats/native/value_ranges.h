@@ -8,6 +8,8 @@
 #include <map>
 #include <vector>
 
+#include "pointer_cache.h"
+
 namespace tl {
 
 struct ByteRange {
@@ -18,50 +20,35 @@ struct ByteRange {
 // that came after it. Memory that is reused replaces the blocks it overlaps.
 class ValueRanges {
  public:
-  int64_t find(const ByteRange& range) const {
-    const Block* block = containing(range.low);
-    if (!block) return -1;
-    for (auto it = block->partial.rbegin(); it != block->partial.rend(); ++it) {
-      if (it->low < range.high && range.low < it->high) return it->id;
+  int64_t find(const ByteRange& range) {
+    const Blocks::iterator it = locate(range.low);
+    if (it == blocks_.end()) return -1;
+    const Block& block = it->second;
+    for (auto part = block.partial.rbegin(); part != block.partial.rend(); ++part) {
+      if (part->low < range.high && range.low < part->high) return part->id;
     }
-    return block->id;
+    return block.id;
   }
 
   // A fresh output owns its memory; an in-place write covers only its own bytes of a block.
   void write(const ByteRange& range, int64_t id, bool fresh) {
     if (range.high <= range.low) return;
-    auto it = blocks_.lower_bound(range.low);
-    if (!fresh) {
-      if (Block* block = containing(range.low)) {
-        if (range.low <= block->low && range.high >= block->high) {
-          block->id = id;
-          block->partial.clear();
-        } else {
-          write_part(block, range, id);
-        }
-        return;
-      }
-    }
-    if (it != blocks_.begin()) {
-      auto before = std::prev(it);
-      if (before->second.high > range.low) blocks_.erase(before);
-    }
-    if (it != blocks_.end() && it->first == range.low) {
-      it->second.high = range.high;
+    const Blocks::iterator it = locate(range.low);
+    const bool known = it != blocks_.end();
+    if (known && it->first == range.low && it->second.high == range.high) {
       it->second.id = id;
       it->second.partial.clear();
-      ++it;
+    } else if (known && !fresh && range.high <= it->second.high) {
+      write_part(&it->second, range, id);
     } else {
-      if (blocks_.size() >= max_blocks) {
-        blocks_.clear();
-        it = blocks_.end();
-      }
-      it = std::next(blocks_.emplace_hint(it, range.low, Block{range.low, range.high, id, {}}));
+      insert(range, id);
     }
-    while (it != blocks_.end() && it->first < range.high) it = blocks_.erase(it);
   }
 
-  void clear() { blocks_.clear(); }
+  void clear() {
+    blocks_.clear();
+    recent_.clear();
+  }
 
  private:
   // Bounds on memory: past them the oldest partial writes, or all blocks, are forgotten.
@@ -71,10 +58,11 @@ class ValueRanges {
     int64_t id;
   };
   struct Block {
-    uintptr_t low, high;
+    uintptr_t high;
     int64_t id;
     std::vector<Part> partial;
   };
+  using Blocks = std::map<uintptr_t, Block>;
 
   static void write_part(Block* block, const ByteRange& range, int64_t id) {
     auto& parts = block->partial;
@@ -89,17 +77,42 @@ class ValueRanges {
     parts.push_back(Part{range.low, range.high, id});
   }
 
-  Block* containing(uintptr_t address) {
-    return const_cast<Block*>(static_cast<const ValueRanges*>(this)->containing(address));
-  }
-  const Block* containing(uintptr_t address) const {
+  // The block that holds an address, or the end.
+  Blocks::iterator locate(uintptr_t address) {
+    if (Blocks::iterator* found = recent_.find(address)) return *found;
     auto it = blocks_.upper_bound(address);
-    if (it == blocks_.begin()) return nullptr;
+    if (it == blocks_.begin()) return blocks_.end();
     --it;
-    return address < it->second.high ? &it->second : nullptr;
+    if (it->first == address) recent_.put(address, it);
+    return address < it->second.high ? it : blocks_.end();
   }
 
-  std::map<uintptr_t, Block> blocks_;
+  void insert(const ByteRange& range, int64_t id) {
+    if (blocks_.size() >= max_blocks) clear();
+    auto it = blocks_.lower_bound(range.low);
+    if (it != blocks_.begin()) {
+      auto before = std::prev(it);
+      if (before->second.high > range.low) {
+        recent_.drop(before->first);
+        blocks_.erase(before);
+      }
+    }
+    if (it != blocks_.end() && it->first == range.low) {
+      it->second.high = range.high;
+      it->second.id = id;
+      it->second.partial.clear();
+    } else {
+      it = blocks_.emplace_hint(it, range.low, Block{range.high, id, {}});
+    }
+    recent_.put(range.low, it);
+    for (++it; it != blocks_.end() && it->first < range.high;) {
+      recent_.drop(it->first);
+      it = blocks_.erase(it);
+    }
+  }
+
+  Blocks blocks_;
+  PointerCache<Blocks::iterator, 4096> recent_;
 };
 
 }  // namespace tl
