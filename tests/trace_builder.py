@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tracelens.events import OpFlag, Phase, RecordKind, Role
-from tracelens.storage.format import RECORD_BYTES, RING_HEADER_BYTES
+from tracelens.storage.format import RECORD_BYTES, RECORD_STRUCT, RING_HEADER_BYTES
 from tracelens.storage.jsonlines import LineWriter
 from tracelens.storage.manifest import (
     LIVE_DIR,
@@ -50,7 +50,6 @@ class TraceBuilder:
         self.ring = RingWriter(live / f"{self.shard}.ring", ring_bytes, {"shard": self.shard})
         self.strings = StringWriter(live / f"{self.shard}.strings")
         self.events = LineWriter(live / f"{self.shard}.events")
-        self._pack = self.ring.packer()
         self.position = 0
         self.next_op_id = 0
         self.state = ShardState(
@@ -69,7 +68,8 @@ class TraceBuilder:
     def record(self, *fields: float) -> None:
         """Write one raw record (fields in the order of RECORD, without seq)."""
         slot = self.position % self.ring.capacity
-        self._pack(RING_HEADER_BYTES + RECORD_BYTES * slot, *fields, self.position + 1)
+        offset = RING_HEADER_BYTES + RECORD_BYTES * slot
+        RECORD_STRUCT.pack_into(self.ring.buffer, offset, *fields, self.position + 1)
         self.position += 1
 
     def hole(self) -> None:
@@ -173,11 +173,8 @@ class TraceBuilder:
     def seal(self) -> None:
         """Move what is committed into segments, and go on recording."""
         sealer = Sealer(self.path, self.shard)
-        sealer._advance()
-        sealer._seal_records(sealer._scan, final=False)
-        sealer._seal_events()
-        sealer._save()
-        sealer.ring.close()
+        sealer.poll(now=True)
+        sealer.close()
 
     def close(self) -> Path:
         """Seal everything."""

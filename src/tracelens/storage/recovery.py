@@ -212,7 +212,7 @@ def _repair_shard(run: Path, shard: str, manifest: Manifest, done: Repair) -> No
         state = read_shard(path)
     except TraceError:
         state = _rebuild_state(run, shard, ring, done)
-    if state.state == "live" and is_alive(state, manifest):
+    if state.state not in ("closed", "killed") and is_alive(state, manifest):
         done.live.append(shard)
         return
     ring = ring_path(run, state)

@@ -78,21 +78,31 @@ class Sealer:
         self._hole_since: tuple[int, float] | None = None
         self._last_seal = time.monotonic()
 
-    def poll(self) -> bool:
+    def poll(self, *, now: bool = False) -> bool:
         """Seal if there is enough to seal or it is time; return whether it sealed.
+
+        Args:
+            now: seal whatever is committed.
 
         Raises:
             OSError: the disk is full; nothing is lost, a later call tries again.
         """
         self._advance()
         ready = self._scan - self.state.sealed
-        late = time.monotonic() - self._last_seal >= SEAL_INTERVAL_S
+        late = now or time.monotonic() - self._last_seal >= SEAL_INTERVAL_S
         if ready < self.ring.capacity * SEAL_FRACTION and not late:
             return False
-        self._seal_records(self._scan, final=False)
-        if late:
-            self._seal_events()
-            self._save()
+        try:
+            self._seal_records(self._scan, final=False)
+            if late:
+                self._seal_events()
+                self._save()
+        except OSError:
+            self.state.state = "disk_full"
+            with contextlib.suppress(OSError):
+                self._save()
+            raise
+        self.state.state = "live"
         return True
 
     def finish(self, state: str) -> None:

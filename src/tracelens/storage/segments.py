@@ -16,7 +16,7 @@ from tracelens.storage.tables import TABLES
 
 ROW_GROUP_ROWS = 128 * 1024
 _DELTA = frozenset(
-    {"op_id", "ord", "parent_id", "fwd_op_id", "start_ns", "duration_ns", "event_id"}
+    {"op_id", "step", "ord", "parent_id", "fwd_op_id", "start_ns", "duration_ns", "event_id"}
 )
 _DELTA_LISTS = frozenset({"in_ids", "out_ids"})
 
