@@ -103,8 +103,9 @@ class DispatchEngine:
         self._sites = Sites(session.writer, self._modules)
         self._sinks = SinkFilter(session, self._modules)
         self._pending: list[dict[str, Any]] = []
+        self._tested: dict[str, Any] | None = None
         self._records = OpWriter(session.writer)
-        self._data_sites: dict[tuple[Any, ...], int] = {}
+        self._own_sites: dict[tuple[Any, ...], int] = {}
         self._values: ValueCapture | None = None
         self._entered: set[int] = set()
         self._left = False
@@ -208,17 +209,15 @@ class DispatchEngine:
             ]
             if not wanted:
                 return NO_ID
-            place = user_place()
-            site = self._data_sites.get((name, *place))
-            if site is None:
-                site = self._data_sites[name, *place] = self._sites.make(name, *place, None)
+            site = self._site(name)
+            known = [(tensor, self.value_id(tensor)) for tensor in wanted]
             op_id = self._session.writer.reserve_op_id()
             self._recorder.wrote(wanted, op_id)
             bad = self.nonfinite(wanted) >= 0
             flags = OpFlag.CHECKED | (OpFlag.HIT if bad else 0)
             outputs = [(tensor, value_of(op_id, slot)) for slot, tensor in enumerate(wanted)]
             run = OpRun(op_id, int(flags), int(Phase.DATA), site, NO_ID, self._records.now_ns(),
-                        -1, thread_id(), (), outputs)  # fmt: skip
+                        -1, thread_id(), known, outputs)  # fmt: skip
             self._records.op(run, full=self._full)
             return op_id
 
@@ -235,7 +234,8 @@ class DispatchEngine:
                     self._values.keep(name if kind == "tap" else f"{name}.grad", tensor)
                 if self._is_bad(tensor):
                     bad += 1
-                    self._add_sink(kind, name, tensor, NO_ID, self.value_id(tensor))
+                    value_id = self.value_id(tensor)
+                    self._pending.append(self._sink(kind, name, tensor, NO_ID, value_id))
             return bad
 
     def nonfinite(self, tensors: Sequence[torch.Tensor]) -> int:
@@ -244,6 +244,30 @@ class DispatchEngine:
             return int(stats.native.first_nonfinite(list(tensors)))
         with self.muted():
             return next((i for i, tensor in enumerate(tensors) if self._is_bad(tensor)), -1)
+
+    def record_update(self, parameters: Sequence[torch.Tensor], name: str) -> int:
+        """Tell what an optimizer's step wrote, where its ops were not observed.
+
+        Args:
+            parameters: those that were updated.
+            name: what to call the update (``"Adam.step"``).
+
+        Returns:
+            The index of the first parameter that holds a non-finite value, or -1.
+        """
+        if self._full:
+            return self.nonfinite(parameters)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        with self.muted():
+            return int(
+                self._recorder.record_update(list(parameters), gradients, self._site(name))
+            )
+
+    def adopt(self, tensors: Sequence[torch.Tensor], of: Sequence[torch.Tensor]) -> None:
+        """Let tensors have the producers that others have, one for one."""
+        with self.muted():
+            for tensor, other in zip(tensors, of, strict=True):
+                self._recorder.adopt(tensor, self.value_id(other))
 
     @contextmanager
     def muted(self) -> Iterator[None]:
@@ -296,6 +320,21 @@ class DispatchEngine:
     def give_way(self) -> None:
         """A sentinel judges updates from now on: sinks wait until it has."""
         self._patient = True
+
+    def step_failed(self, error: BaseException) -> None:
+        """An exception ends the step: a bad value that the program had just tested for is why."""
+        tested, self._tested = self._tested, None
+        if tested is not None and tested["step"] == self._session.current_step:
+            tested["name"] = type(error).__name__
+            self._sinks.report([tested])
+
+    def _site(self, name: str) -> int:
+        """Return the site of something that the user's current line does."""
+        place = user_place()
+        site = self._own_sites.get((name, *place))
+        if site is None:
+            site = self._own_sites[name, *place] = self._sites.make(name, *place, None)
+        return site
 
     # The mode
 
@@ -352,25 +391,27 @@ class DispatchEngine:
         Raises:
             NonFiniteError: ``nonfinite="raise"`` and it is a failure.
         """
-        self._add_sink(kind, "", tensor, op_id, value_id)
+        sink = self._sink(kind, "", tensor, op_id, value_id)
+        if kind == "exception":
+            self._tested = sink
+            return
+        self._pending.append(sink)
         if self._session.config.nonfinite != "record" and not self._patient:
             self.drain()
             self._session.explain_pending()
 
-    def _add_sink(
+    def _sink(
         self, kind: str, name: str, tensor: torch.Tensor, op_id: int, value_id: int
-    ) -> None:
-        self._pending.append(
-            {
-                "sink": kind,
-                "name": name,
-                "step": self._session.current_step,
-                "op_id": op_id,
-                "value_id": value_id,
-                **nonfinite.describe(tensor),
-                "t_ns": self._session.writer.now_ns(),
-            }
-        )
+    ) -> dict[str, Any]:
+        return {
+            "sink": kind,
+            "name": name,
+            "step": self._session.current_step,
+            "op_id": op_id,
+            "value_id": value_id,
+            **nonfinite.describe(tensor),
+            "t_ns": self._session.writer.now_ns(),
+        }
 
     def _on_failure(self, error: Any) -> bool:
         """Note the recorder's first error; only `NonFiniteError` is meant for the user."""

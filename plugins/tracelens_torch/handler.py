@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _MAX_FRAMES = 96
 _MAX_FRAMES_BEYOND_USER = 24
 _MAX_FORWARD = 1 << 16
+_TESTS = int(Trait.TESTS | Trait.SELF_TEST)
 _UNCHECKED = int(OpFlag.GARBAGE | OpFlag.CONSTANT)
 _EXPONENT_BITS = {
     torch.float8_e4m3fn: 4, torch.float16: 5, torch.float8_e5m2: 5, torch.float32: 8,
@@ -145,6 +146,39 @@ class PythonRecorder:
                     self._values.write(low, high, value_of(op_id, slot), False)
         return known
 
+    def record_update(
+        self, parameters: list[torch.Tensor], gradients: list[torch.Tensor], site: int
+    ) -> int:
+        """Record an optimizer's step whose ops were not seen.
+
+        Args:
+            parameters: what it wrote.
+            gradients: what it read.
+            site: interned site.
+
+        Returns:
+            The index of the first bad parameter, or -1.
+        """
+        op_id = self._reserve_op_id()
+        inputs = [(gradient, self.value_id(gradient)) for gradient in gradients]
+        bad = next((i for i, tensor in enumerate(parameters) if self.is_bad(tensor)), -1)
+        self.wrote(parameters, op_id)
+        flags = OpFlag.INPLACE | OpFlag.CHECKED | (OpFlag.HIT if bad >= 0 else 0)
+        outputs = [(tensor, value_of(op_id, slot)) for slot, tensor in enumerate(parameters)]
+        self._records.op(
+            OpRun(
+                op_id, int(flags), int(Phase.OPTIMIZER), site, NO_ID, self._records.now_ns(),
+                tid=thread_id(), inputs=inputs, outputs=outputs,
+            )
+        )  # fmt: skip
+        return bad
+
+    def adopt(self, tensor: torch.Tensor, value_id: int) -> None:
+        """Let a tensor have the producer of a value."""
+        low, high = self._range(tensor)
+        with self._values_lock:
+            self._values.write(low, high, value_id, False)
+
     def resume(self) -> None:
         """Ops ran on this thread that were not seen."""
         self._thread.last_seq = _sequence_nr()
@@ -175,8 +209,10 @@ class PythonRecorder:
             return None
         inputs: list[tuple[Any, int]] = []
         flags |= facts.flags
-        for argument in args:
+        for position, argument in enumerate(args):
             flags |= self._see(argument, inputs)
+            if not position and facts.flags & OpFlag.INPLACE:
+                self._follow_writes(inputs)
         for argument in kwargs.values():
             flags |= self._see(argument, inputs)
         if flags < 0:
@@ -188,10 +224,23 @@ class PythonRecorder:
             loss, value_id = inputs[0]
             if self.is_bad(loss):
                 self._on_sink("loss", loss, op_id, value_id)
+        if facts.traits & _TESTS and inputs and self._asks_for_bad(facts, inputs):
+            self._on_sink("exception", inputs[0][0], op_id, inputs[0][1])
         run = OpRun(op_id, flags, phase, site, fwd_op_id, tid=thread_id(), inputs=inputs)
         if facts.written:
             run.outputs = self._written(facts, args, kwargs)
         return run
+
+    def _follow_writes(self, inputs: list[tuple[Any, int]]) -> None:
+        """What an in-place op overwrites was the result of the last write to that memory."""
+        for slot, (tensor, value_id) in enumerate(inputs):
+            if value_id >= 0:
+                with self._values_lock:
+                    inputs[slot] = (tensor, self._values.newest(self._range(tensor)[0]))
+
+    def _asks_for_bad(self, facts: Facts, inputs: list[tuple[Any, int]]) -> bool:
+        same = len(inputs) == 2 and inputs[0][0] is inputs[1][0]
+        return bool(facts.traits & Trait.TESTS or same) and self.is_bad(inputs[0][0])
 
     def _written(self, facts: Facts, args: Any, kwargs: Any) -> list[tuple[Any, int]]:
         found: list[tuple[Any, int]] = []

@@ -24,6 +24,10 @@ class Trait(IntFlag):
     """Harmless unless the exponent range shrinks."""
     UNCHECKED = 16
     """Its outputs are not ready when it returns (collectives)."""
+    TESTS = 32
+    """The program asks whether a value is bad (``isnan``)."""
+    SELF_TEST = 64
+    """``x != x`` asks the same, if both are one tensor; so does ``isfinite``, by ``x == x``."""
 
 
 class Facts(NamedTuple):
@@ -112,6 +116,10 @@ def _traits(name: str, namespace: str) -> Trait:
         traits |= Trait.ONES_LIKE
     elif name in _CASTS:
         traits |= Trait.CAST
+    elif name in ("aten::isnan", "aten::isinf"):
+        traits |= Trait.TESTS
+    elif name in ("aten::eq", "aten::ne"):
+        traits |= Trait.SELF_TEST
     if namespace in _COLLECTIVES:
         traits |= Trait.UNCHECKED
     return traits

@@ -41,6 +41,17 @@ class ValueRanges:
                 return value_id
         return block.value_id
 
+    def newest(self, low: int) -> int:
+        """Return the last value written anywhere in the block that holds an address.
+
+        It is what an in-place write follows, so that every write to a block leads to the one
+        before it.
+        """
+        block = self._blocks.get(low) or self._containing(low)
+        if block is None:
+            return NO_ID
+        return block.partial[-1][2] if block.partial else block.value_id
+
     def write(self, low: int, high: int, value_id: int, fresh: bool) -> None:
         """Remember a write.
 

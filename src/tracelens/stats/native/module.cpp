@@ -273,6 +273,25 @@ PyObject* recorder_wrote(PyObject* self, PyObject* args) {
   return PyLong_FromLong(recorder_of(self)->wrote(tensors, op_id, only_unknown != 0));
 }
 
+PyObject* recorder_record_update(PyObject* self, PyObject* args) {
+  PyObject *parameters, *gradients;
+  int site;
+  if (!PyArg_ParseTuple(args, "O!O!i", &PyList_Type, &parameters, &PyList_Type, &gradients,
+                        &site)) {
+    return nullptr;
+  }
+  const int first_bad = recorder_of(self)->record_update(parameters, gradients, site);
+  return PyErr_Occurred() ? nullptr : PyLong_FromLong(first_bad);
+}
+
+PyObject* recorder_adopt(PyObject* self, PyObject* args) {
+  PyObject* tensor;
+  long long value_id;
+  if (!PyArg_ParseTuple(args, "OL", &tensor, &value_id)) return nullptr;
+  recorder_of(self)->adopt(tensor, value_id);
+  Py_RETURN_NONE;
+}
+
 PyObject* recorder_reserve(PyObject* self, PyObject*) {
   return PyLong_FromUnsignedLongLong(recorder_of(self)->ring.reserve());
 }
@@ -307,6 +326,9 @@ PyMethodDef recorder_methods[] = {
     {"value_id", recorder_value_id, METH_O, "Return the id of the value a tensor holds, or -1."},
     {"wrote", recorder_wrote, METH_VARARGS,
      "wrote(tensors, op_id, only_unknown=False): the tensors now hold that op's values."},
+    {"record_update", recorder_record_update, METH_VARARGS,
+     "record_update(parameters, gradients, site_id) -> index of the first bad parameter or -1."},
+    {"adopt", recorder_adopt, METH_VARARGS, "adopt(tensor, value_id): it holds that value."},
     {"reserve", recorder_reserve, METH_NOARGS, "Take the next ring position."},
     {"reserve_op_id", recorder_reserve_op_id, METH_NOARGS, "Take the next op id."},
     {"resume", recorder_resume, METH_NOARGS, "Ops ran on this thread that were not seen."},

@@ -28,6 +28,8 @@ enum OpTrait {
   TRAIT_ONES_LIKE = 4,    // autograd starts a backward with it
   TRAIT_CAST = 8,         // harmless unless the exponent range shrinks
   TRAIT_UNCHECKED = 16,   // its outputs are not ready when it returns (collectives)
+  TRAIT_TESTS = 32,       // isnan(): the program asks whether a value is bad
+  TRAIT_SELF_TEST = 64,   // x != x asks the same, if both are one tensor
 };
 
 class Ref {
@@ -165,6 +167,7 @@ class Recorder {
     if (made_node) remember_forward(thread, seq - 1, f.op_id, f.site);
     Work& work = thread.take();
     see_inputs(args, kwargs, &work.inputs, &f.flags);
+    if (f.flags & INPLACE) follow_writes(&work.inputs);
     for (const Seen& in : work.inputs) {
       if (!in.range.high && kind_of(in.object) == 2) {
         thread.give();
@@ -174,6 +177,9 @@ class Recorder {
     if ((facts->traits & TRAIT_ONES_LIKE) && f.in_make_grads && !work.inputs.empty() &&
         is_bad(work.inputs[0].object)) {
       report_sink("loss", work.inputs[0].object, f.op_id, work.inputs[0].id);
+    }
+    if ((facts->traits & (TRAIT_TESTS | TRAIT_SELF_TEST)) && asks_for_bad(*facts, work)) {
+      report_sink("exception", work.inputs[0].object, f.op_id, work.inputs[0].id);
     }
     // An error here is one the engine wants the user to see (nonfinite="raise").
     PyObject* result = PyErr_Occurred() ? nullptr : call(facts, args, kwargs);
@@ -186,6 +192,50 @@ class Recorder {
     }
     thread.give();
     return result;
+  }
+
+  // Records an optimizer's step whose ops were not seen: gradients in, parameters out. Returns
+  // the index of the first bad parameter, or -1.
+  int record_update(PyObject* parameters, PyObject* gradients, int32_t site) {
+    ThreadState& thread = state();
+    Work& work = thread.take();
+    Frame f;
+    f.flags = INPLACE | CHECKED;
+    f.phase = OPTIMIZER;
+    f.site = site;
+    f.op_id = ring.reserve_op_id();
+    int first_bad = -1;
+    for (Py_ssize_t i = 0; i < PyList_Size(gradients); i++) {
+      work.inputs.emplace_back();
+      see(PyList_GetItem(gradients, i), 0, &work.inputs.back(), &f.flags);
+    }
+    for (Py_ssize_t i = 0; i < PyList_Size(parameters); i++) {
+      PyObject* parameter = PyList_GetItem(parameters, i);
+      Out out{parameter, slot_value(f.op_id, i)};
+      DlTensor t;
+      if (read(parameter, &t)) {
+        values.write(range_of(t), out.id, false);
+        if (first_bad < 0 && dl_readable(t)) {
+          TlView view = dl_view(t);
+          if (tl_has_nonfinite_view(&view)) first_bad = (int)i;
+        }
+      }
+      work.outs.push_back(out);
+    }
+    if (first_bad >= 0) {
+      f.flags |= HIT;
+      report_hit(thread, f, work);
+    } else if (!work.outs.empty()) {
+      emit(thread, f, work);
+    }
+    thread.give();
+    return first_bad;
+  }
+
+  // Lets a tensor have the producer of a value.
+  void adopt(PyObject* tensor, int64_t value_id) {
+    DlTensor t;
+    if (read(tensor, &t)) values.write(range_of(t), value_id, false);
   }
 
   // Forgets how far autograd had counted: ops ran that were not seen.
@@ -485,8 +535,22 @@ class Recorder {
     if (kwargs && PyDict_Size(kwargs) > 0) {
       PyObject *key, *value;
       Py_ssize_t at = 0;
-      while (PyDict_Next(kwargs, &at, &key, &value)) see_argument(value, 1000, out, flags);
+      while (PyDict_Next(kwargs, &at, &key, &value)) see_argument(value, keyword_argument, out, flags);
     }
+  }
+
+  // What an in-place op overwrites was the result of the last write to that memory.
+  void follow_writes(std::vector<Seen>* inputs) {
+    for (Seen& in : *inputs) {
+      const bool written = in.argument == 0 || in.argument == keyword_argument;
+      if (written && in.range.high > in.range.low) in.id = values.newest(in.range);
+    }
+  }
+
+  bool asks_for_bad(const OpFacts& facts, const Work& work) {
+    if (work.inputs.empty()) return false;
+    const bool same = work.inputs.size() == 2 && work.inputs[0].object == work.inputs[1].object;
+    return ((facts.traits & TRAIT_TESTS) || same) && is_bad(work.inputs[0].object);
   }
 
   bool is_bad(PyObject* object) {
@@ -512,6 +576,7 @@ class Recorder {
     }
   }
 
+  static constexpr int keyword_argument = 1000;  // opfacts.KEYWORD
   enum Write { FRESH_OR_VIEW, IN_PLACE };
 
   // Registers an output; false if it only shows an input that was not written.

@@ -30,6 +30,14 @@ class ValueRanges {
     return block.id;
   }
 
+  // The last write to any byte of the block that holds a range: what an in-place write follows,
+  // so that every write to a block leads to the one before it.
+  int64_t newest(const ByteRange& range) {
+    const Blocks::iterator it = locate(range.low);
+    if (it == blocks_.end()) return -1;
+    return it->second.partial.empty() ? it->second.id : it->second.partial.back().id;
+  }
+
   // A fresh output owns its memory; an in-place write covers only its own bytes of a block.
   void write(const ByteRange& range, int64_t id, bool fresh) {
     if (range.high <= range.low) return;
