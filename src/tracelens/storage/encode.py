@@ -10,10 +10,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from tracelens.events import MAX_SLOT, SLOT_BITS, OpFlag, Phase, RecordKind, Role
+from tracelens.storage.format import RECORD
 from tracelens.storage.jsonlines import dumps
 from tracelens.storage.ring import Records
 from tracelens.storage.strings import Strings
 from tracelens.storage.tables import arrow_schema
+
+_Columns = dict[str, NDArray[Any]]
+_BLOCK = 2048
 
 RECORD_INPUTS = 4
 """Input value ids that one record holds."""
@@ -47,36 +51,41 @@ class _Codes:
                 self.texts.append(text)
             self.of_id[number] = code
 
-    def column(self, ids: NDArray[np.int64], missing: str | None = None) -> pa.Array:
+    def column(self, ids: _Ids, missing: str | None = None) -> pa.Array:
         """Return the dictionary column of interned ids, with only the strings it uses."""
-        table = self.of_id
-        known = (ids >= 0) & (ids < len(table))
-        codes = table[ids] if known.all() else np.where(known, table[np.where(known, ids, 0)], -1)
-        return dictionary_column(codes, self.texts, missing)
-
-
-def dictionary_column(
-    codes: NDArray[np.int32], texts: Sequence[str], missing: str | None = None
-) -> pa.Array:
-    """Return a dictionary array of ``texts[codes]``; code -1 is NULL, or ``missing``.
-
-    Every row group of a Parquet file repeats its dictionary, so unused strings are left out.
-    """
-    used = np.flatnonzero(np.bincount(codes + 1, minlength=1))
-    has_missing = len(used) > 0 and used[0] == 0
-    remap = np.zeros(len(texts) + 1, dtype=np.int32)
-    remap[used] = np.arange(len(used), dtype=np.int32)
-    values = [texts[code - 1] for code in used if code]
-    indices = remap[codes + 1]
-    mask = None
-    if has_missing:
-        if missing is not None:
+        known = ids.used[ids.used < len(self.of_id)]
+        table = np.full(ids.limit, -1, dtype=np.int32)
+        table[known] = self.of_id[known]
+        used, codes = np.unique(table[ids.used], return_inverse=True)
+        values = [self.texts[code] for code in used.tolist() if code >= 0]
+        has_missing = len(used) > 0 and used[0] < 0
+        if has_missing and missing is not None:
             values.insert(0, missing)
-        else:
-            mask = indices == 0
-            indices = np.where(mask, 0, indices - 1).astype(np.int32)
+        table[ids.used] = codes - (1 if has_missing and missing is None else 0)
+        indices = table[ids.values]
+        mask = indices < 0 if has_missing and missing is None else None
+        return pa.DictionaryArray.from_arrays(
+            pa.array(indices, mask=mask), pa.array(values, type=pa.string())
+        )
+
+
+class _Ids:
+    """A column of interned ids, and which of them occur; impossible ids count as 0 (none)."""
+
+    def __init__(self, values: NDArray[np.int32], limit: int) -> None:
+        self.limit = limit
+        if len(values) and (int(values.min()) < 0 or int(values.max()) >= limit):
+            values = np.where((values >= 0) & (values < limit), values, 0)
+        self.values = values
+        seen = np.zeros(limit, dtype=bool)
+        seen[values] = True
+        self.used = np.flatnonzero(seen)
+
+
+def _constant_column(codes: NDArray[np.uint8], texts: Sequence[str]) -> pa.Array:
+    """Return the dictionary column of small codes into a fixed list of strings."""
     return pa.DictionaryArray.from_arrays(
-        pa.array(indices, type=pa.int32(), mask=mask), pa.array(values, type=pa.string())
+        pa.array(codes.astype(np.int32)), pa.array(texts, type=pa.string())
     )
 
 
@@ -93,6 +102,7 @@ class Encoder:
         self._rank = rank
         self._strings = strings
         self._seen = 0
+        self._limit = 1
         site = ("name", "module", "file", "function", "code")
         layout = ("device", "shapes", "dtypes", "in_shapes", "in_dtypes")
         tensor = ("dtype", "shape", "tensor_device")
@@ -105,14 +115,14 @@ class Encoder:
     def tables(self, records: Records) -> dict[str, pa.Table]:
         """Return the non-empty tables of ``records`` (any order), sorted by ``op_id``."""
         self._learn()
-        kind = records["kind"]
-        ops = records[kind == RecordKind.OP]
-        stats = records[kind == RecordKind.STAT]
+        columns = _columns(records)
+        ops = _select(columns, RecordKind.OP)
+        stats = _select(columns, RecordKind.STAT)
         result = {}
-        if len(ops):
-            result["ops"] = self._ops(_by_op(ops), _by_op(records[kind == RecordKind.INPUTS]))
-        if len(stats):
-            result["stats"] = self._stats(_by_op(stats))
+        if ops is not None:
+            result["ops"] = self._ops(ops, _select(columns, RecordKind.INPUTS))
+        if stats is not None:
+            result["stats"] = self._stats(stats)
         return result
 
     def sources(self, start: int = 0) -> pa.Table:
@@ -136,7 +146,13 @@ class Encoder:
         strings = self._strings()
         if len(strings) == self._seen:
             return
-        for number, (kind, value) in list(strings.items())[self._seen :]:
+        new = list(strings.items())[self._seen :]
+        self._limit = max(self._limit, 1 + max(number for number, _ in new))
+        if self._limit > len(self._line):
+            room = np.zeros(2 * self._limit - len(self._line), dtype=np.int32)
+            self._line = np.concatenate([self._line, room])
+            self._src = np.concatenate([self._src, room])
+        for number, (kind, value) in new:
             if kind == "site":
                 self._learn_site(number, value)
             elif kind == "layout":
@@ -150,10 +166,6 @@ class Encoder:
         self._codes["name"].put(number, _text(site.get("op")))
         for name in ("module", "file", "function", "code"):
             self._codes[name].put(number, _text(site.get(name)) or None)
-        if number >= len(self._line):
-            room = np.zeros(max(number + 1, len(self._line)), dtype=np.int32)
-            self._line = np.concatenate([self._line, room])
-            self._src = np.concatenate([self._src, room])
         line, file = site.get("line"), _text(site.get("file"))
         if file and isinstance(line, int) and 0 < line < 1 << 31:
             key = (file, line, _text(site.get("function")), _text(site.get("code")))
@@ -166,74 +178,73 @@ class Encoder:
         self._codes["shape"].put(number, None if shape is None else dumps(shape))
         self._codes["tensor_device"].put(number, _text(device))
 
-    def _ops(self, r: Records, inputs: Records) -> pa.Table:
-        site, layout = r["site_id"].astype(np.int64), r["layout_id"].astype(np.int64)
-        known = (site > 0) & (site < len(self._line))
-        line = self._line[np.where(known, site, 0)]
-        src = self._src[np.where(known, site, 0)]
-        phase = np.where(r["phase"] < len(_PHASES), r["phase"], 0).astype(np.int32)
-        one = np.zeros(len(r), dtype=np.int32)
+    def _ops(self, c: _Columns, inputs: _Columns | None) -> pa.Table:
+        n, limit = len(c["op_id"]), self._limit
+        site, layout = _Ids(c["site_id"], limit), _Ids(c["layout_id"], limit)
+        line, src = self._line[site.values], self._src[site.values]
         codes = self._codes
         columns = {
-            "op_id": pa.array(r["op_id"]),
-            "rank": pa.array(np.full(len(r), self._rank, dtype=np.int32)),
-            "step": pa.array(r["step"]),
-            "ord": pa.array(self._ord(r)),
-            "parent_id": _nullable(r["parent_id"], r["parent_id"] >= 0),
-            "fwd_op_id": _nullable(r["fwd_op_id"], r["fwd_op_id"] >= 0),
-            "kind": dictionary_column(one, ["op"]),
+            "op_id": pa.array(c["op_id"]),
+            "rank": pa.array(np.full(n, self._rank, dtype=np.int32)),
+            "step": pa.array(c["step"]),
+            "ord": pa.array(self._ord(c)),
+            "parent_id": _nullable(c["parent_id"], c["parent_id"] >= 0),
+            "fwd_op_id": _nullable(c["fwd_op_id"], c["fwd_op_id"] >= 0),
+            "kind": _constant_column(np.zeros(n, dtype=np.uint8), ["op"]),
             "name": codes["name"].column(site, missing="?"),
             "module": codes["module"].column(site),
-            "phase": dictionary_column(phase, _PHASES),
+            "phase": _constant_column(np.where(c["phase"] < len(_PHASES), c["phase"], 0), _PHASES),
             "src_id": _nullable(src, src > 0),
             "file": codes["file"].column(site),
             "line": _nullable(line, line > 0),
             "function": codes["function"].column(site),
             "code": codes["code"].column(site),
-            "tid": pa.array(r["tid"]),
+            "tid": pa.array(c["tid"]),
             "device": codes["device"].column(layout),
-            "start_ns": pa.array(r["start_ns"]),
-            "duration_ns": _nullable(r["duration_ns"], r["duration_ns"] >= 0),
-            "in_ids": _input_ids(r, inputs),
-            "out_ids": _output_ids(r),
+            "start_ns": pa.array(c["start_ns"]),
+            "duration_ns": _nullable(c["duration_ns"], c["duration_ns"] >= 0),
+            "in_ids": _input_ids(c, inputs),
+            "out_ids": _output_ids(c),
             **{
                 name: codes[name].column(layout)
                 for name in ("shapes", "dtypes", "in_shapes", "in_dtypes")
             },
-            **_stat_columns(r),
-            "flags": pa.array(r["flags"].astype(np.int32)),
+            **_stat_columns(c),
+            "flags": pa.array(c["flags"].astype(np.int32)),
         }
         return _table("ops", columns)
 
-    def _ord(self, r: Records) -> NDArray[np.int32]:
+    def _ord(self, c: _Columns) -> NDArray[np.int32]:
         """Position in the step: distance of the op id from the step's first one."""
-        order = np.zeros(len(r), dtype=np.int32)
-        for step in distinct(r["step"]):
-            rows = r["step"] == step
-            ids = r["op_id"][rows]
-            first = self._first_op_of_step.setdefault(step, int(ids.min()))
-            order[rows] = ids - first
-        while len(self._first_op_of_step) > _STEPS_REMEMBERED:
-            del self._first_op_of_step[next(iter(self._first_op_of_step))]
-        return order
+        steps, ids = c["step"], c["op_id"]
+        changes = np.flatnonzero(steps[1:] != steps[:-1]) + 1
+        starts = np.concatenate([[0], changes])
+        lowest = np.minimum.reduceat(ids, starts)
+        first = self._first_op_of_step
+        for step, low in zip(steps[starts].tolist(), lowest.tolist(), strict=True):
+            first.setdefault(step, low)
+        bases = np.array([first[step] for step in steps[starts].tolist()], dtype=np.int64)
+        while len(first) > _STEPS_REMEMBERED:
+            del first[next(iter(first))]
+        lengths = np.diff(np.concatenate([starts, [len(ids)]]))
+        return (ids - np.repeat(bases, lengths)).astype(np.int32)
 
-    def _stats(self, r: Records) -> pa.Table:
-        tensor = r["layout_id"].astype(np.int64)
-        role = np.where(r["n_in"] < len(_ROLES), r["n_in"], 0).astype(np.int32)
-        bad = r["in_ids"]
+    def _stats(self, c: _Columns) -> pa.Table:
+        tensor = _Ids(c["layout_id"], self._limit)
+        bad = c["in_ids"]
         columns = {
-            "op_id": pa.array(r["op_id"]),
-            "rank": pa.array(np.full(len(r), self._rank, dtype=np.int32)),
-            "step": pa.array(r["step"]),
-            "role": dictionary_column(role, _ROLES),
-            "slot": pa.array(r["n_out"].astype(np.int32)),
-            "value_id": pa.array(r["value_id"]),
+            "op_id": pa.array(c["op_id"]),
+            "rank": pa.array(np.full(len(bad), self._rank, dtype=np.int32)),
+            "step": pa.array(c["step"]),
+            "role": _constant_column(np.where(c["n_in"] < len(_ROLES), c["n_in"], 0), _ROLES),
+            "slot": pa.array(c["n_out"].astype(np.int32)),
+            "value_id": pa.array(c["value_id"]),
             "dtype": self._codes["dtype"].column(tensor),
             "shape": self._codes["shape"].column(tensor),
             "device": self._codes["tensor_device"].column(tensor),
-            **_stat_columns(r),
+            **_stat_columns(c),
             "first_bad": _list((bad >= 0).sum(axis=1), bad[bad >= 0]),
-            "flags": pa.array(r["flags"].astype(np.int32)),
+            "flags": pa.array(c["flags"].astype(np.int32)),
         }
         return _table("stats", columns)
 
@@ -270,19 +281,39 @@ def complete_length(records: Records) -> int:
     return len(records) - len(tail) + first
 
 
-def distinct(values: NDArray[np.int64]) -> list[int]:
-    """Return the distinct values of a column that changes rarely, sorted."""
-    if not len(values):
-        return []
-    changes = np.flatnonzero(values[1:] != values[:-1]) + 1
-    return np.unique(np.concatenate([values[:1], values[changes]])).tolist()  # type: ignore[no-any-return]
+def _columns(records: Records) -> _Columns:
+    """Return the records' fields as contiguous arrays.
+
+    A field of one record lies 176 bytes from the next one's; taking the fields block by block
+    reads memory once instead of once a field.
+    """
+    names = records.dtype.names or ()
+    n = len(records)
+    columns = {name: np.empty((n, *RECORD[name].shape), RECORD[name].base) for name in names}
+    for start in range(0, n, _BLOCK):
+        block = records[start : start + _BLOCK]
+        for name, column in columns.items():
+            column[start : start + _BLOCK] = block[name]
+    return columns
 
 
-def _by_op(records: Records) -> Records:
-    ids = records["op_id"]
-    if len(ids) < 2 or bool((ids[1:] >= ids[:-1]).all()):
-        return records
-    return records[np.argsort(ids, kind="stable")]
+def _select(columns: _Columns, kind: RecordKind) -> _Columns | None:
+    """Return the records of one kind sorted by op id; ``None`` if there are none."""
+    wanted = columns["kind"] == kind
+    if wanted.all():
+        chosen = columns if len(wanted) else None
+    elif not wanted.any():
+        chosen = None
+    else:
+        rows = np.flatnonzero(wanted)
+        chosen = {name: column[rows] for name, column in columns.items()}
+    if chosen is None:
+        return None
+    ids = chosen["op_id"]
+    if bool((ids[1:] >= ids[:-1]).all()):
+        return chosen
+    order = np.argsort(ids, kind="stable")
+    return {name: column[order] for name, column in chosen.items()}
 
 
 def _table(name: str, columns: dict[str, pa.Array]) -> pa.Table:
@@ -294,18 +325,18 @@ def _nullable(values: NDArray[Any], valid: NDArray[np.bool_]) -> pa.Array:
     return pa.array(values, mask=None if valid.all() else ~valid)
 
 
-def _stat_columns(r: Records) -> dict[str, pa.Array]:
+def _stat_columns(c: _Columns) -> dict[str, pa.Array]:
     """Statistics; the value columns are NULL where not finite (nothing finite to measure)."""
-    counted, full = r["stat_level"] >= 1, r["stat_level"] >= 2
+    counted, full = c["stat_level"] >= 1, c["stat_level"] >= 2
     columns = {
-        "numel": _nullable(r["numel"], counted),
-        "nan_count": _nullable(r["nan"], counted),
-        "inf_count": _nullable(r["posinf"] + r["neginf"], counted),
-        "neginf_count": _nullable(r["neginf"], counted),
-        "zero_count": _nullable(r["zero"], counted & (r["zero"] >= 0)),
+        "numel": _nullable(c["numel"], counted),
+        "nan_count": _nullable(c["nan"], counted),
+        "inf_count": _nullable(c["posinf"] + c["neginf"], counted),
+        "neginf_count": _nullable(c["neginf"], counted),
+        "zero_count": _nullable(c["zero"], counted & (c["zero"] >= 0)),
     }
     for name in ("vmin", "vmax", "mean", "std", "l2"):
-        columns[name] = _nullable(r[name], full & np.isfinite(r[name]))
+        columns[name] = _nullable(c[name], full & np.isfinite(c[name]))
     return columns
 
 
@@ -316,43 +347,41 @@ def _list(lengths: NDArray[Any], values: NDArray[np.int64]) -> pa.Array:
     return pa.ListArray.from_arrays(offsets, pa.array(values), type=pa.list_(field))
 
 
-def _input_ids(r: Records, inputs: Records) -> pa.Array:
+def _input_ids(c: _Columns, inputs: _Columns | None) -> pa.Array:
     """Join each op's four inline inputs with its INPUTS records; a lost one reads as -1."""
-    n_in = r["n_in"].astype(np.int64)
-    starts = np.zeros(len(r) + 1, dtype=np.int64)
+    n_in, op_id, inline = c["n_in"].astype(np.int64), c["op_id"], c["in_ids"]
+    if inputs is None and (not len(n_in) or int(n_in.max()) <= RECORD_INPUTS):
+        return _list(n_in, inline[np.arange(RECORD_INPUTS) < n_in[:, None]])
+    starts = np.zeros(len(n_in) + 1, dtype=np.int64)
     np.cumsum(n_in, out=starts[1:])
     values = np.full(int(starts[-1]), -1, dtype=np.int64)
-    inline = r["in_ids"]
     for slot in range(RECORD_INPUTS):
         rows = np.flatnonzero(n_in > slot)
         values[starts[rows] + slot] = inline[rows, slot]
-    if len(inputs):
-        row = np.searchsorted(r["op_id"], inputs["op_id"])
-        row = np.minimum(row, len(r) - 1)
-        found = r["op_id"][row] == inputs["op_id"]
+    if inputs is not None:
+        row = np.minimum(np.searchsorted(op_id, inputs["op_id"]), len(op_id) - 1)
+        found = op_id[row] == inputs["op_id"]
         row, ids, owner = row[found], inputs["in_ids"][found], inputs["op_id"][found]
-        if len(row):
-            _, first, counts = np.unique(owner, return_index=True, return_counts=True)
-            nth = np.arange(len(owner)) - np.repeat(first, counts)
-            for slot in range(RECORD_INPUTS):
-                at = RECORD_INPUTS * (nth + 1) + slot
-                fits = at < n_in[row]
-                values[starts[row[fits]] + at[fits]] = ids[fits, slot]
+        _, first, counts = np.unique(owner, return_index=True, return_counts=True)
+        nth = np.arange(len(owner)) - np.repeat(first, counts)
+        for slot in range(RECORD_INPUTS):
+            at = RECORD_INPUTS * (nth + 1) + slot
+            fits = at < n_in[row]
+            values[starts[row[fits]] + at[fits]] = ids[fits, slot]
     return _list(n_in, values)
 
 
-def _output_ids(r: Records) -> pa.Array:
+def _output_ids(c: _Columns) -> pa.Array:
     """Value ids of the outputs: ``op_id * 16 + slot``; a view keeps its base's value id."""
-    n_out = r["n_out"].astype(np.int64)
-    single = bool((n_out == 1).all())
-    if single:
-        return _list(n_out, np.ascontiguousarray(r["value_id"]))
-    row = np.repeat(np.arange(len(r)), n_out)
+    n_out = c["n_out"].astype(np.int64)
+    if bool((n_out == 1).all()):
+        return _list(n_out, c["value_id"])
+    row = np.repeat(np.arange(len(n_out)), n_out)
     starts = np.cumsum(n_out) - n_out
     slot = np.arange(len(row)) - starts[row]
-    own = (r["op_id"][row] << SLOT_BITS) + np.minimum(slot, MAX_SLOT)
-    shared = (slot == 0) | ((r["flags"][row] & int(OpFlag.VIEW)) != 0)
-    return _list(n_out, np.where(shared, r["value_id"][row], own))
+    own = (c["op_id"][row] << SLOT_BITS) + np.minimum(slot, MAX_SLOT)
+    shared = (slot == 0) | ((c["flags"][row] & int(OpFlag.VIEW)) != 0)
+    return _list(n_out, np.where(shared, c["value_id"][row], own))
 
 
 def _layout_texts(layout: dict[str, Any]) -> dict[str, str | None]:
