@@ -14,9 +14,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch.amp.grad_scaler import GradScaler, OptState
 
-import torch
 from tracelens_torch import rerun
 from tracelens_torch.born import nan_born
 from tracelens_torch.nonfinite import is_nonfinite

@@ -7,13 +7,44 @@ they run, the sentinel has to run too.
 from __future__ import annotations
 
 import sys
-from types import CodeType
+from collections.abc import Iterator
+from pathlib import Path
+from types import CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
+
+import torch
+from torch._C._dynamo.eval_frame import (
+    _FrameAction,
+    _FrameExecStrategy,
+    set_code_exec_strategy,
+)
 
 if TYPE_CHECKING:
     from tracelens.session import Session
 
-_NOT_THE_USERS = ("torch/", "torch\\", "<")
+_PACKAGES = ("tracelens", "tracelens_torch")
+_CALLS_THE_USERS = frozenset(
+    {
+        "tracelens.api",
+        "tracelens.decorate",
+        "tracelens.session",
+        "tracelens_torch.amp",
+        "tracelens_torch.backend",
+        "tracelens_torch.data",
+        "tracelens_torch.dispatch",
+        "tracelens_torch.guards",
+        "tracelens_torch.handler",
+        "tracelens_torch.hooks",
+        "tracelens_torch.replay",
+        "tracelens_torch.rerun",
+        "tracelens_torch.roots",
+        "tracelens_torch.sentinel",
+        "tracelens_torch.sentinel_engine",
+        "tracelens_torch.update",
+    }
+)
+"""Modules with functions that run the program's code, which must compile as ever."""
+
 _NAMED = 3
 
 
@@ -31,6 +62,7 @@ class CompileWatch:
         self.seen = False
         self._session = session
         self._stats: Any = None
+        keep_out_of_dynamo()
 
     def poll(self) -> bool:
         """Return whether there are compiled regions; notes the first time it is true."""
@@ -76,5 +108,42 @@ def codes() -> list[CodeType]:
     return found
 
 
+def keep_out_of_dynamo() -> None:
+    """Tell dynamo not to compile the functions of TraceLens when they run in a compiled region.
+
+    An observer's Python side is called from anywhere, a compiled function's frame included, and
+    whatever Python runs there is compiled unless it is marked.
+    """
+    skip = _FrameAction.SKIP
+    alone = _FrameExecStrategy(skip, _FrameAction.DEFAULT)
+    with_callees = _FrameExecStrategy(skip, skip)
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] in _PACKAGES and module is not None:
+            strategy = alone if name in _CALLS_THE_USERS else with_callees
+            for code in _codes_of(module):
+                set_code_exec_strategy(code, strategy)
+
+
+def _codes_of(module: ModuleType) -> Iterator[CodeType]:
+    for value in list(vars(module).values()):
+        if getattr(value, "__module__", None) != module.__name__:
+            continue
+        members = list(vars(value).values()) if isinstance(value, type) else [value]
+        for member in members:
+            if isinstance(member, property):
+                member = member.fget
+            member = getattr(member, "__func__", member)
+            member = getattr(member, "__wrapped__", member)
+            if isinstance(member, FunctionType):
+                yield from _nested(member.__code__)
+
+
+def _nested(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _nested(constant)
+
+
 def _is_library(filename: str) -> bool:
-    return filename.startswith("<") or "/torch/" in filename.replace("\\", "/")
+    return filename.startswith("<") or Path(torch.__file__).parent in Path(filename).parents

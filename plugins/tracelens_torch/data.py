@@ -12,9 +12,9 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch.utils.data import dataloader as torch_dataloader
 
-import torch
 from tracelens_torch import rerun
 from tracelens_torch.batches import batch_size, plain_indices, tensors_in
 

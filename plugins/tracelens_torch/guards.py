@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from torch.utils._python_dispatch import TorchDispatchMode
-
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 _COLLECTIVES = ("c10d", "_c10d_functional", "c10d_functional")
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+
 from tracelens.events import NO_ID, SLOT_BITS
 from tracelens_torch.nonfinite import describe, is_nonfinite
 

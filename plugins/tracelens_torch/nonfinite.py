@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch.autograd import _unsafe_preserve_version_counter
 
-import torch
 from tracelens import stats
 
 _CHECKED_DTYPES = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
@@ -131,7 +131,10 @@ def describe(tensor: torch.Tensor) -> dict[str, Any]:
 
 
 def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
-    """Return whether two tensors are equal bit for bit (NaN payloads and signs of zero too)."""
+    """Return whether two tensors are equal bit for bit, the sign of zero included.
+
+    One NaN is as good as another: its sign and payload say nothing.
+    """
     first, second = first.detach(), second.detach()
     if (first.shape, first.dtype, first.layout) != (second.shape, second.dtype, second.layout):
         return False
@@ -140,11 +143,13 @@ def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
         return bool(torch.equal(first.indices(), second.indices())) and same_bits(
             first.values(), second.values()
         )
-    if first.numel() == 0:
-        return True
-    return bool(
-        torch.equal(
-            first.reshape(-1).contiguous().view(torch.uint8),
-            second.reshape(-1).contiguous().view(torch.uint8),
-        )
-    )
+    if first.is_floating_point():
+        nan = torch.isnan(first)
+        if not torch.equal(nan, torch.isnan(second)):
+            return False
+        first, second = first.masked_fill(nan, 0), second.masked_fill(nan, 0)
+    return first.numel() == 0 or bool(torch.equal(_bytes(first), _bytes(second)))
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.reshape(-1).contiguous().view(torch.uint8)

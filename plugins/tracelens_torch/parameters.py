@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+
 from tracelens_torch.modules import ModuleNames
 
 
@@ -36,16 +37,19 @@ class OptimizerParameters:
         """Remember an optimizer that makes updates."""
         self._optimizers.add(optimizer)
 
-    def have_gradients(self) -> bool | None:
-        """Return whether a parameter of a known optimizer has a gradient, ``None`` if none is."""
-        if not self._optimizers:
-            return None
-        return any(
-            parameter.grad is not None
-            for optimizer in self._optimizers
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-        )
+    @property
+    def known(self) -> bool:
+        """Whether any optimizer has made an update."""
+        return bool(self._optimizers)
+
+    def left_gradient(self) -> torch.Tensor | None:
+        """Return a gradient that a parameter of a known optimizer holds now, if any does."""
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        return parameter.grad  # type: ignore[no-any-return]
+        return None
 
     def named(
         self, optimizer: torch.optim.Optimizer, roots: Iterable[torch.nn.Module]

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import functools
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+
 from tracelens_torch import guards, rerun
 from tracelens_torch.batches import tensors_in
 from tracelens_torch.rerun import Capture, Outcome
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from tracelens.session import Session
     from tracelens_torch.data import DataWatch
     from tracelens_torch.modules import ModuleNames
+    from tracelens_torch.parameters import OptimizerParameters
 
 
 class StepCall:
@@ -33,7 +36,7 @@ class StepCall:
 
     __slots__ = (
         "args", "autocast", "fetched_at", "fetched_until", "function", "grad_enabled",
-        "had_gradients", "kwargs", "rng", "versions",
+        "kwargs", "left_gradient", "rng", "versions",
     )  # fmt: skip
 
     def __init__(
@@ -46,7 +49,7 @@ class StepCall:
         self.versions = Versions(tensors_in((args, kwargs)))
         self.grad_enabled = torch.is_grad_enabled()
         self.autocast = guards.autocast_state()
-        self.had_gradients = False
+        self.left_gradient: weakref.ref[torch.Tensor] | None = None
         self.fetched_at = 0
         self.fetched_until: int | None = None
 
@@ -69,10 +72,11 @@ class Kept:
     dropped: int
     updates: int
 
-    @property
-    def had_gradients(self) -> bool:
-        """Whether gradients were left from before the first decorated call."""
-        return bool(self.calls) and self.calls[0].had_gradients
+    def left_gradient(self, parameters: Sequence[torch.Tensor]) -> bool:
+        """Return whether a gradient from before the first call was added to, not replaced."""
+        reference = self.calls[0].left_gradient if self.calls else None
+        gradient = reference() if reference is not None else None
+        return gradient is not None and any(p.grad is gradient for p in parameters)
 
 
 MakeCapture = Callable[["Session", "ModuleNames | None"], Capture]
@@ -120,22 +124,21 @@ class StepReplayer:
         self._session = session
         self._make_capture = make_capture
         self._modules = modules
-        self._had_gradients: Callable[[], bool | None] = lambda: None
+        self._parameters: OptimizerParameters | None = None
 
     @property
     def roots(self) -> list[torch.nn.Module]:
         """The root modules that were called, as far as they still live."""
         return list(self._roots.roots)
 
-    def arm(self, had_gradients: Callable[[], bool | None]) -> None:
+    def arm(self, parameters: OptimizerParameters) -> None:
         """Begin to keep calls.
 
         Args:
-            had_gradients: tells at a step's start whether gradients are left from before it;
-                ``None`` if that is not known.
+            parameters: of the optimizers that have made updates.
         """
         if not self.armed:
-            self._had_gradients = had_gradients
+            self._parameters = parameters
             self._roots.install()
             self.armed = True
 
@@ -172,8 +175,9 @@ class StepReplayer:
 
     def _keep(self, function: Callable[..., Any], args: Any, kwargs: Any) -> StepCall:
         self._updates = 0
-        had_gradients = self._had_gradients()
-        if had_gradients is False:
+        known = self._parameters
+        left = known.left_gradient() if known is not None else None
+        if left is None and known is not None and known.known:
             self._calls.clear()  # Nothing was accumulated by the calls since the last update.
             self._dropped = 0
         if not self._calls:
@@ -181,7 +185,7 @@ class StepReplayer:
         elif len(self._calls) == MAX_CALLS:
             self._dropped += 1
         call = StepCall(function, args, kwargs, self._host)
-        call.had_gradients = bool(had_gradients) and not self._calls
+        call.left_gradient = weakref.ref(left) if left is not None else None
         call.fetched_at = self._fetched()
         self._calls.append(call)
         return call
@@ -243,7 +247,8 @@ class StepReplayer:
                         inputs=rerun.inputs_of(calls),
                         data=self.data,
                     )
-                if outcome.ran and not outcome.exact and kept.had_gradients:
+                left = kept.left_gradient([parameter for _, parameter in own])
+                if outcome.ran and outcome.equal < outcome.compared and left:
                     outcome.remarks.append("gradients were left from before the step")
         except Exception as error:
             outcome.ran = False

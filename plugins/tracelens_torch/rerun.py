@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+
 from tracelens_torch import guards
 from tracelens_torch.batches import tensors_in
 from tracelens_torch.guards import ReplayStopped, StepUnwound

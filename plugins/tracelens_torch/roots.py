@@ -14,6 +14,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import torch
+
 from tracelens_torch import guards
 from tracelens_torch.batches import tensors_in
 from tracelens_torch.snapshots import BufferKeeper, HostRandom, RngState, Versions

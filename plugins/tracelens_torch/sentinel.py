@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
+
 from tracelens.errors import NonFiniteError
 from tracelens.events import NO_ID
 from tracelens_torch import rerun
@@ -48,7 +49,7 @@ class Sentinel:
 
     Attributes:
         hits: bad updates seen since the step began.
-        explained: a replay named the op of the last of them.
+        explained: a replay has told the cause of the last of them.
         replayer: the backend wraps the decorated step with it.
     """
 
@@ -83,7 +84,7 @@ class Sentinel:
         """Begin to check."""
         if self._backward is None:
             self._wrap_backward()
-            self.replayer.arm(self._parameters.have_gradients)
+            self.replayer.arm(self._parameters)
 
     def stop(self) -> None:
         """Judge what is still on its way, and leave torch as it was found."""
@@ -306,7 +307,8 @@ class Sentinel:
         named, others = self._parameters_of(optimizer)
         bad_before = [(n, p) for n, p in named if is_nonfinite(p)] if outcome is None else []
         if bad_before and self._poisoned:
-            return  # What the last bad update left behind: told already.
+            self.explained = True  # What the last bad update left behind: told already.
+            return
         if bad_before:
             self._tell_bad_before(bad_before)
         if outcome is None:

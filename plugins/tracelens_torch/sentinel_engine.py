@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
+
 from tracelens.events import NO_ID, OpFlag, Phase
 from tracelens_torch.frames import user_place
 from tracelens_torch.hits import sink_fields

@@ -9,9 +9,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch.autograd import _unsafe_preserve_version_counter
-
 import torch
+from torch.autograd import _unsafe_preserve_version_counter
 
 LEARNING_STEPS = 3
 """Steps after which it is believed known whether a program uses Python's and NumPy's RNG."""

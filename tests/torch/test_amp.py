@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from small_capture import ListSession, SmallCapture
-
 import torch
+from small_capture import ListSession, SmallCapture
 from torch import nn
+
 from tracelens_torch import amp
 from tracelens_torch.replay import StepReplayer
 from tracelens_torch.sentinel_engine import SentinelEngine

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 from small_capture import ListSession
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-import torch
 from tracelens_torch.batches import tensors_in
 from tracelens_torch.data import DataWatch, install_data, register_step_input
 

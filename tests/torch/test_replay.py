@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from small_capture import ListSession, SmallCapture
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-import torch
-from torch import nn
 from tracelens_torch import rerun
 from tracelens_torch.data import install_data
 from tracelens_torch.replay import StepReplayer

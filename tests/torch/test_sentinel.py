@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from small_capture import ListSession, SmallCapture
+from torch import nn
 from torch.optim.optimizer import _global_optimizer_pre_hooks
 
-import torch
-from torch import nn
 from tracelens.errors import NonFiniteError
 from tracelens_torch import sentinel as sentinel_module
 from tracelens_torch.deferred import DeviceFlag
@@ -73,6 +73,8 @@ def test_equal_bits_tell_negative_zero_and_nan_apart_from_what_they_are_not() ->
     assert same_bits(torch.tensor([NAN, 1.0]), torch.tensor([NAN, 1.0]))
     assert not same_bits(torch.tensor(0.0), torch.tensor(-0.0))
     assert not same_bits(torch.zeros(2), torch.zeros(2, 1))
+    assert same_bits(torch.tensor([NAN, 1.0]), torch.tensor([-NAN, 1.0]))
+    assert not same_bits(torch.tensor([NAN, 1.0]), torch.tensor([NAN, NAN]))
 
 
 def test_only_buffers_that_the_model_writes_are_copied_after_the_first_step() -> None:
