@@ -25,28 +25,67 @@ class Engine(Protocol):
 
     name: str
 
-    def start(self) -> None: ...
-    def stop(self) -> None: ...
-    def abandon(self) -> None: ...
-    def begin_step(self, step: int, active: bool) -> None: ...
-    def end_step(self, step: int) -> dict[str, float]: ...
-    def register_data(self, tensors: Sequence[torch.Tensor], name: str) -> int: ...
-    def value_id(self, tensor: torch.Tensor) -> int: ...
-    def check(self, kind: str, tensors: Sequence[torch.Tensor], names: Sequence[str]) -> int: ...
-    def nonfinite(self, tensors: Sequence[torch.Tensor]) -> int: ...
-    def record_update(self, parameters: Sequence[torch.Tensor], name: str) -> int: ...
-    def adopt(self, tensors: Sequence[torch.Tensor], of: Sequence[torch.Tensor]) -> None: ...
-    def muted(self) -> AbstractContextManager[None]: ...
-    def begin_update(self, *, observe: bool) -> None: ...
-    def end_update(self) -> None: ...
-    def forget_modules(self) -> None: ...
-    def drain(self) -> None: ...
-    def drop_sinks(self) -> None: ...
-    def give_way(self) -> None: ...
+    def start(self) -> None:
+        """Begin to observe."""
+
+    def stop(self) -> None:
+        """Stop observing; what was seen last is reported."""
+
+    def abandon(self) -> None:
+        """In a forked child: observe nothing and write nothing."""
+
+    def begin_step(self, step: int, active: bool) -> None:
+        """A step begins; an inactive one is only checked, not recorded op by op."""
+
+    def end_step(self, step: int) -> dict[str, float]:
+        """A step ended: report what it left; return its counters (``hits``)."""
+
+    def register_data(self, tensors: Sequence[torch.Tensor], name: str) -> int:
+        """Give tensors that come from outside a producer of phase ``data``; return its op id."""
+
+    def value_id(self, tensor: torch.Tensor) -> int:
+        """Return the id of the value a tensor holds, -1 if no recorded op wrote it."""
+
+    def check(self, kind: str, tensors: Sequence[torch.Tensor], names: Sequence[str]) -> int:
+        """Report those of the tensors that hold a non-finite value; return how many do."""
+
+    def nonfinite(self, tensors: Sequence[torch.Tensor]) -> int:
+        """Return the index of the first tensor that holds a non-finite value, or -1."""
+
+    def record_update(self, parameters: Sequence[torch.Tensor], name: str) -> int:
+        """Tell what an unobserved update wrote; return the index of its first bad one, or -1."""
+
+    def adopt(self, tensors: Sequence[torch.Tensor], of: Sequence[torch.Tensor]) -> None:
+        """Let tensors have the producers that others have, one for one."""
+
+    def muted(self) -> AbstractContextManager[None]:
+        """This thread's ops are not observed meanwhile."""
+
+    def begin_update(self, *, observe: bool) -> None:
+        """An optimizer's step begins on this thread; ``observe``: whatever the level."""
+
+    def end_update(self) -> None:
+        """The optimizer's step ended."""
+
+    def forget_modules(self) -> None:
+        """A module died or was renamed: names have to be looked up again."""
+
+    def drain(self) -> None:
+        """Report the sinks that were seen."""
+
+    def drop_sinks(self) -> None:
+        """Forget the sinks that were seen and not yet reported."""
+
+    def give_way(self) -> None:
+        """A sentinel runs beside from now on: it judges updates."""
+
     @property
-    def hushes(self) -> bool: ...
+    def hushes(self) -> bool:
+        """Whether ops of a ``torch.optim`` step go unobserved."""
+
     @property
-    def suspicious(self) -> bool: ...
+    def suspicious(self) -> bool:
+        """Whether any op of this step made a non-finite value."""
 
 
 def choose(session: Session, modules: ModuleNames) -> tuple[Engine, str]:

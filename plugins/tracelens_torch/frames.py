@@ -7,6 +7,7 @@ import os
 import sys
 import sysconfig
 from enum import IntEnum
+from pathlib import Path
 from types import CodeType
 from typing import Any
 
@@ -33,8 +34,8 @@ _LIBRARIES = (
     "torch", "functorch", "tracelens", "tracelens_torch", "pytest_tracelens", "numpy",
     "_pytest", "pluggy", "pytest", "einops", "opt_einsum", "accelerate",
 )  # fmt: skip
-_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
-_TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
+_HERE = str(Path(__file__).absolute().parent) + os.sep
+_TORCH = str(Path(torch.__file__).absolute().parent) + os.sep
 _STDLIB = sysconfig.get_paths()["stdlib"] + os.sep
 
 
@@ -58,7 +59,7 @@ def classify_code(code: CodeType) -> CodeKind:
 def _core_directory() -> str:
     core = sys.modules.get("tracelens")
     file = getattr(core, "__file__", None)
-    return os.path.dirname(os.path.abspath(file)) + os.sep if file else _STDLIB
+    return str(Path(file).absolute().parent) + os.sep if file else _STDLIB
 
 
 def line_of(code: CodeType, lasti: int) -> int:

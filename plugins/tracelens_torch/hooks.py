@@ -20,18 +20,20 @@ if TYPE_CHECKING:
 class Updates(Protocol):
     """Who wants to know of an optimizer's steps."""
 
-    def before_update(self, optimizer: Optimizer, *, closure: bool) -> None: ...
-    def after_update(self, optimizer: Optimizer) -> None: ...
+    def before_update(self, optimizer: Optimizer, *, closure: bool) -> object:
+        """Gradients are complete and about to be applied (``closure``: by it, within the step)."""
+
+    def after_update(self, optimizer: Optimizer) -> None:
+        """Parameters were updated."""
 
 
 def install_updates(updates: Updates) -> Callable[[], None]:
     """Tell ``updates`` of every ``torch.optim`` step; the result, called, ends it."""
 
     def before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        closure = kwargs.get("closure") is not None or (
-            len(args) > 1 and callable(args[1]) or len(args) == 1 and callable(args[0])
-        )
-        updates.before_update(optimizer, closure=bool(closure))
+        # args[0] is the optimizer itself.
+        closure = kwargs.get("closure") is not None or (len(args) > 1 and callable(args[1]))
+        updates.before_update(optimizer, closure=closure)
 
     def after(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         updates.after_update(optimizer)

@@ -215,7 +215,7 @@ class NativeEngine:
         place = user_place()
         site = self._own_sites.get((name, *place))
         if site is None:
-            site = self._own_sites[name, *place] = self._sites.make(name, *place, None)
+            site = self._own_sites[(name, *place)] = self._sites.make(name, *place, None)
         return site
 
     def drop_sinks(self) -> None:

@@ -47,7 +47,7 @@ def cache_directory() -> Path:
     named = os.environ.get("TRACELENS_CACHE")
     if named:
         return Path(named)
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "tracelens"
 
 
@@ -89,7 +89,10 @@ def _target(cxx: str | None) -> Path:
     if cxx:
         try:
             version = subprocess.run(
-                [cxx, "-dumpfullversion", "-dumpversion"], capture_output=True, text=True, timeout=20
+                [cxx, "-dumpfullversion", "-dumpversion"],
+                capture_output=True,
+                text=True,
+                timeout=20,
             ).stdout.strip()
         except (OSError, subprocess.SubprocessError):
             version = "unknown"

@@ -264,8 +264,16 @@ int32_t Observer::site_of(ThreadState& ts, const OpInfo& info, const Place& plac
     Py_DECREF(r);
   }
   if (PyErr_Occurred()) {
+    PyObject *type = nullptr, *value = nullptr, *trace = nullptr;
+    PyErr_Fetch(&type, &value, &trace);
+    PyObject* text = value ? PyObject_Str(value) : nullptr;
+    const char* words = text ? PyUnicode_AsUTF8(text) : nullptr;
+    failed(("a site could not be named: " + std::string(words ? words : "unknown error")).c_str());
+    Py_XDECREF(text);
+    Py_XDECREF(type);
+    Py_XDECREF(value);
+    Py_XDECREF(trace);
     PyErr_Clear();
-    failed("a site could not be named");
   }
   ts.sites.emplace(key, site);
   return site;

@@ -20,7 +20,7 @@ struct Span {
 };
 
 inline bool is_plain(const at::TensorImpl* impl) {
-  return impl->has_storage() && !impl->has_symbolic_sizes_strides() &&
+  return impl->has_storage() && !impl->has_symbolic_sizes_strides() && !impl->is_nested() &&
          !impl->key_set().has_any(c10::DispatchKeySet({c10::DispatchKey::Python,
                                                        c10::DispatchKey::FuncTorchBatched,
                                                        c10::DispatchKey::FuncTorchGradWrapper,
