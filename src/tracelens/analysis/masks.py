@@ -29,7 +29,7 @@ def find_mask(source: OpSource, origin: Op, *, phase: Phase | None = None) -> Op
     Args:
         source: the recorded ops.
         origin: the op whose output is bad.
-        phase: look only at ops of this phase, if given.
+        phase: look only at ops of this phase, if given; the next backward pass ends it.
 
     Returns:
         The op with a finite output though it read the bad value; for a harmless op that was not
@@ -41,6 +41,8 @@ def find_mask(source: OpSource, origin: Op, *, phase: Phase | None = None) -> Op
     unread: dict[int, Op] = {}
     for op in _after(source, origin, _SWEEP):
         if phase is not None and op.phase is not phase:
+            if op.phase is Phase.BACKWARD:
+                break
             continue
         read = [tensor.value_id for tensor in op.inputs if tensor.value_id in hiders]
         name = canonical(op.name)
@@ -65,8 +67,10 @@ def find_mask(source: OpSource, origin: Op, *, phase: Phase | None = None) -> Op
 
 
 def _after(source: OpSource, op: Op, limit: int) -> Iterator[Op]:
-    """Yield the ops recorded after one, in order, at most ``limit`` ids further."""
+    """Yield the ops recorded after one in its step, in order, at most ``limit`` ids further."""
     for op_id in range(op.op_id + 1, op.op_id + 1 + limit):
         other = source.op(op_id)
+        if other is not None and other.step > op.step:
+            return
         if other is not None:
             yield other

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from itertools import islice
+from time import monotonic
 from typing import Any
 
 from tracelens.analysis import cause
@@ -19,7 +20,10 @@ Event = Mapping[str, Any]
 
 SHORT = ("rule", "severity", "source", "message", "advice", "step")
 _MAX_SINKS = 32
-_MAX_HITS = 2048
+_MAX_HITS = 4096
+_PATIENCE_S = 0.3
+_STRETCH = 256
+_ALWAYS = 8
 _MAX_MASKED = 8
 
 
@@ -89,6 +93,23 @@ def scaler_handled(finding: Mapping[str, Any], known: Context) -> bool:
     return scaled or first.get("phase") in (None, "backward", "optimizer")
 
 
+def _hit_ops(source: OpSource) -> Iterable[Op]:
+    """Yield ops with a non-finite output, from the first on, for as long as that is affordable.
+
+    On disk each stretch of ops costs a query, so a long trace with a mask in every step is looked
+    at only in its beginning; memory is looked at whole.
+    """
+    until = monotonic() + _PATIENCE_S
+    stretches: set[int] = set()
+    for op_id in islice(source.hits(None), _MAX_HITS):
+        stretches.add(op_id // _STRETCH)
+        if len(stretches) > _ALWAYS and monotonic() > until:
+            return
+        op = source.op(op_id)
+        if op is not None:
+            yield op
+
+
 def _implied_sinks(source: OpSource, known: Context) -> Iterable[Json]:
     """Yield the sinks that a run killed within a step had no time to report.
 
@@ -96,10 +117,7 @@ def _implied_sinks(source: OpSource, known: Context) -> Iterable[Json]:
     in the backward pass of a step that never ended was on its way there.
     """
     finished = {event.get("step") for event in known.steps}
-    for op_id in islice(source.hits(None), _MAX_HITS):
-        op = source.op(op_id)
-        if op is None:
-            continue
+    for op in _hit_ops(source):
         output = next((o for o in op.outputs if o.stats is not None and o.stats.nan), None)
         written = op.phase is Phase.OPTIMIZER and bool(op.flags & OpFlag.INPLACE)
         pending = op.phase is Phase.BACKWARD and op.step not in finished
@@ -142,9 +160,8 @@ def _masked(source: OpSource, known: Context) -> Iterable[Json]:
     values = Values(source)
     handled = {note.get("step") for note in known.notes if note.get("kind") == "overflow_handled"}
     places: set[tuple[Any, ...]] = set()
-    for op_id in islice(source.hits(None), _MAX_HITS):
-        op = source.op(op_id)
-        if op is None or (op.step in handled and op.phase in (Phase.BACKWARD, Phase.OPTIMIZER)):
+    for op in _hit_ops(source):
+        if op.step in handled and op.phase in (Phase.BACKWARD, Phase.OPTIMIZER):
             continue
         kind = origin_kind(values, op)
         if kind is Bad.NONE:
