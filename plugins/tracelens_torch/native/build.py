@@ -159,7 +159,7 @@ def _build(target: Path) -> None:
         if done.returncode:
             lines = [line for line in done.stderr.splitlines() if "error" in line]
             raise BuildError(f"{cxx} failed: {(lines or ['no message'])[0][:300]}")
-        os.replace(output, target)
+        output.replace(target)
     except (OSError, subprocess.SubprocessError) as error:
         raise BuildError(f"{cxx} could not be run: {error}") from error
     finally:
