@@ -30,6 +30,7 @@ class TorchBackend:
         self._engine: Engine | None = None
         self._bad_gradients = False
         self._told_bad = False
+        self._failure = ""
         self._sentinel: Any = None
         self._uninstall: list[Callable[[], None]] = []
 
@@ -178,6 +179,8 @@ class TorchBackend:
         engine = self._engine
         if engine is None:
             return
+        if self._sentinel is None and _elsewhere(optimizer):
+            self._add_sentinel(engine)
         if self._sentinel is not None and self._sentinel.before_update(optimizer, closure=closure):
             self._bad_gradients = True
             if self._sentinel.explained:
@@ -203,6 +206,13 @@ class TorchBackend:
         if self._sentinel is not None:
             self._sentinel.after_update(optimizer)
         self._session.auto_step()
+
+    def update_failed(self, error: Exception) -> None:
+        """A hook around an optimizer's step failed; training goes on."""
+        message = f"looking at an optimizer's step failed: {type(error).__name__}: {error}"
+        if message != self._failure:
+            self._failure = message
+            self._session.note("hook_failed", message, severity="error")
 
     def _check_gradients(self, engine: Engine, optimizer: Optimizer) -> bool:
         """Report bad gradients, unless a gradient scaler is about to drop them."""
@@ -267,3 +277,9 @@ class TorchBackend:
         engine = self._running()
         engine.check("loss", losses, ["loss"] * len(losses))
         self._report_gradients(engine, [p for p in parameters_of(optimizer) if p.grad is not None])
+
+
+def _elsewhere(optimizer: Optimizer) -> bool:
+    """Tell whether an optimizer's parameters are on a device that engines do not read."""
+    first = next((p for group in optimizer.param_groups for p in group["params"]), None)
+    return first is not None and first.device.type != "cpu"

@@ -11,6 +11,8 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
+from tracelens.errors import NonFiniteError
+
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
@@ -26,6 +28,9 @@ class Updates(Protocol):
     def after_update(self, optimizer: Optimizer) -> None:
         """Parameters were updated."""
 
+    def update_failed(self, error: Exception) -> None:
+        """One of the above failed; the program must not."""
+
 
 def install_updates(updates: Updates) -> Callable[[], None]:
     """Tell ``updates`` of every ``torch.optim`` step; the result, called, ends it."""
@@ -33,10 +38,20 @@ def install_updates(updates: Updates) -> Callable[[], None]:
     def before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # args[0] is the optimizer itself.
         closure = kwargs.get("closure") is not None or (len(args) > 1 and callable(args[1]))
-        updates.before_update(optimizer, closure=closure)
+        try:
+            updates.before_update(optimizer, closure=closure)
+        except NonFiniteError:
+            raise
+        except Exception as error:
+            updates.update_failed(error)
 
     def after(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        updates.after_update(optimizer)
+        try:
+            updates.after_update(optimizer)
+        except NonFiniteError:
+            raise
+        except Exception as error:
+            updates.update_failed(error)
 
     handles = (
         register_optimizer_step_pre_hook(before),

@@ -81,6 +81,8 @@ class NativeEngine:
         if not self._running:
             return
         self._running = False
+        if self._hushed:
+            self.end_update()
         self._native.stop()
         self._native.set_wake(False)
         self.drain()
@@ -105,6 +107,9 @@ class NativeEngine:
             step: its number.
             active: whether ops are recorded in full; otherwise they are only checked.
         """
+        if self._hushed:
+            # The last update raised, and its post hook never ran.
+            self.end_update()
         self._native.set_step(step)
         self._native.set_ops_level(self._ops_level and active)
         self._hits_before = self._native.hits()

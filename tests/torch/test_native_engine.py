@@ -276,6 +276,23 @@ def test_a_failing_hook_is_noted_and_the_program_goes_on(tmp_path: Path) -> None
     assert any("could not be named" in note for note in notes)
 
 
+def test_an_update_that_raises_leaves_the_observer_watching(tmp_path: Path) -> None:
+    class Failing(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            raise ValueError("no update today")
+
+    def run(session: Any) -> None:
+        weight = nn.Parameter(torch.ones(2))
+        weight.sum().backward()
+        with pytest.raises(ValueError, match="no update today"):
+            Failing([weight], lr=0.1).step()
+        session.step()
+        torch.log(torch.zeros(2)).sum().item()  # after the failure
+
+    session, _ = record(tmp_path, run)
+    assert first_cause(session)["source"]["line"] == line_of("# after the failure")
+
+
 def test_a_second_model_at_the_first_ones_address_gets_its_own_names(tmp_path: Path) -> None:
     def run(session: Any) -> None:
         for number in range(20):
