@@ -131,7 +131,7 @@ def _export_rank(
     _name_thread(writer, pid, _STEPS_TID, "steps", -2)
     _name_thread(writer, pid, _MARKS_TID, "findings", -1)
     for step in reader.steps(first_step, last_step, rank=rank):
-        if "start_ns" in step:
+        if _is_time(step.get("start_ns")):
             details: dict[str, Any] = {
                 key: step[key] for key in ("n_ops", "hits", "scalars") if key in step
             }
@@ -140,8 +140,8 @@ def _export_rank(
                 f"step {step['step']}",
                 pid,
                 _STEPS_TID,
-                start_ns=int(step["start_ns"]) + offset_ns,
-                duration_ns=max(0, int(step.get("duration_ns") or 0)),
+                start_ns=step["start_ns"] + offset_ns,
+                duration_ns=_duration(step.get("duration_ns")),
                 category="step",
                 args=details,
             )
@@ -174,14 +174,15 @@ def _export_rank(
         writer.n_ops += 1
     for event in marks:
         start = event.get("t_ns")
-        if not isinstance(start, int):
-            start = op_starts.get(event.get("op_id", -1), 0)
+        if not _is_time(start):
+            op_id = event.get("op_id")
+            start = op_starts.get(op_id, 0) if isinstance(op_id, int) else 0
         writer.event(
             "i",
             _mark_name(event),
             pid,
             _MARKS_TID,
-            start_ns=start + offset_ns,
+            start_ns=int(start or 0) + offset_ns,
             category=str(event.get("t", "note")),
             scope="p",
             args={key: value for key, value in event.items() if key != "t"},
@@ -226,6 +227,14 @@ def _mark_name(event: dict[str, Any]) -> str:
     if kind == "sink":
         return f"non-finite {event.get('sink', 'value')} {event.get('name', '')}".rstrip()
     return str(event.get("message") or event.get("rule") or event.get("kind") or kind)
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, int) and abs(value) < 1 << 63
+
+
+def _duration(value: object) -> int:
+    return max(0, value) if isinstance(value, int) and value < 1 << 63 else 0
 
 
 def _within(step: object, first: int | None, last: int | None) -> bool:

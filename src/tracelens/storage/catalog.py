@@ -11,7 +11,7 @@ import socket
 import stat
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from tracelens.errors import TraceError
@@ -130,6 +130,11 @@ def _list_shards(catalog: Catalog) -> None:
             state = read_shard(path)
         except TraceError as error:
             catalog.problems.append(Problem("torn_shard", path.stem, str(error)))
+            continue
+        odd = [name for name, value in asdict(state).items() if not _is_plausible(value)]
+        if odd or state.rank < 0:
+            message = f"{path.name} is damaged: {', '.join(odd) or 'rank'} cannot be"
+            catalog.problems.append(Problem("torn_shard", path.stem, message))
             continue
         seen_ranks.add(state.rank)
         catalog.shards.append(_shard(catalog, state))
@@ -284,6 +289,17 @@ def _is_zombie(pid: int) -> bool:
 
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63
+
+
+def _is_plausible(value: object) -> bool:
+    """Whether a value of a shard's manifest is one that a table column can hold."""
+    return (
+        _is_int(value)
+        if type(value) is int
+        else "\n" not in value
+        if isinstance(value, str)
+        else True
+    )
 
 
 def _is_count(value: object) -> bool:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from tracelens.storage.eventcheck import clean_event
 from tracelens.storage.health import Problem
 from tracelens.storage.live import LineFollower
 from tracelens.storage.parquet_files import DamagedSegmentError, read_file
@@ -63,7 +64,7 @@ class EventStore:
                 )
                 break
             event["rank"] = reader.shard.state.rank
-            found.append(event)
+            found.append(clean_event(event))
         return found
 
 

@@ -6,13 +6,14 @@ Both offer what ``records.RecordIndex`` offers for the ring, so that the reader 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tracelens.events import Op, OpFlag
+from tracelens.events import NO_ID, SLOT_BITS, Op, OpFlag
+from tracelens.storage.records import at
 from tracelens.storage.rows import OP_COLUMNS, STAT_COLUMNS, op_from_row
 from tracelens.storage.segment_files import SegmentFile
-from tracelens.storage.sql import quote_path
+from tracelens.storage.segment_table import SegmentTable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from tracelens.storage.sql import Database, Row
+    from tracelens.storage.sql import Row
 
 _BLOCK_OPS = 256
 _CACHED_BLOCKS = 64
@@ -100,7 +101,7 @@ class TableOps:
 
     def id_at(self, position: int, step: int | None) -> int:
         """Return the id of the op at a position in the order of ids."""
-        return int(self.ids(step)[position])
+        return at(self.ids(step), position)
 
     def hits(self, step: int | None) -> list[int]:
         """Return ids of ops whose output was non-finite, ascending."""
@@ -136,30 +137,16 @@ class TableOps:
 
 
 class SegmentOps:
-    """The ops of a large shard, read through DuckDB from the files that can hold them.
+    """The ops of a large shard, read through DuckDB from the files that can hold them."""
 
-    Args:
-        database: returns the connection; called when the first query runs.
-        ops: the shard's segments of the table ``ops``.
-        stats: the shard's segments of the table ``stats``.
-    """
-
-    def __init__(
-        self,
-        database: Callable[[], Database],
-        ops: Sequence[SegmentFile],
-        stats: Sequence[SegmentFile],
-    ) -> None:
-        self._database = database
-        self._ops = sorted(ops, key=lambda segment: (segment.op_lo or 0, str(segment.path)))
-        self._stats = list(stats)
+    def __init__(self, ops: SegmentTable, stats: SegmentTable) -> None:
+        self._ops = ops
+        self._stats = stats
         self._blocks: OrderedDict[int, dict[int, Op]] = OrderedDict()
         self._cluster: tuple[Path, NDArray[np.int64]] | None = None
 
     def op(self, op_id: int) -> Op | None:
         """Return the op, ``None`` if it is not here."""
-        if op_id < 0:
-            return None
         block = op_id // _BLOCK_OPS
         known = self._blocks.get(block)
         if known is None:
@@ -174,121 +161,105 @@ class SegmentOps:
         self, after_op_id: int, limit: int, first_step: int | None, last_step: int | None
     ) -> list[Op]:
         """Return up to ``limit`` ops above ``after_op_id``, ascending."""
-        where, parameters = ["op_id > ?"], [after_op_id]
-        if first_step is not None:
-            where, parameters = [*where, "step >= ?"], [*parameters, first_step]
-        if last_step is not None:
-            where, parameters = [*where, "step <= ?"], [*parameters, last_step]
+        where, parameters = _of_steps(first_step, last_step)
         ids: list[int] = []
         # A composite op is recorded when it ends, so files may overlap in their ids.
-        for segment in self._ops:
-            if len(ids) >= limit and (segment.op_lo or 0) > ids[-1]:
+        for file in list(self._ops.files):
+            if len(ids) >= limit and (file.op_lo or 0) > ids[-1]:
                 break
-            if segment.may_hold(op_lo=after_op_id + 1, step_lo=first_step, step_hi=last_step):
-                ids += self._ids([segment], " AND ".join(where), parameters, limit)
+            if file.may_hold(op_lo=after_op_id + 1, step_lo=first_step, step_hi=last_step):
+                above = f"op_id > ? AND {where}"
+                known = [after_op_id, *parameters]
+                rows = self._ops.rows(["op_id"], self._ops.sound([file]), above, known, limit)
+                ids += [row[0] for row in rows]
                 ids = sorted(ids)[:limit]
         if not ids:
             return []
         wanted = set(ids)
-        return [op for op in self._between(ids[0], ids[-1]) if op.op_id in wanted]
+        found = self._between(ids[0], ids[-1], first_step, last_step)
+        return [op for op in found if op.op_id in wanted]
 
     def ids(self, step: int | None) -> NDArray[np.int64]:
         """Return the ids of all ops, or of one step's, ascending."""
-        files = [s for s in self._ops if s.may_hold(step_lo=step, step_hi=step)]
-        return self._ids_in(files, step)
+        where, parameters = _of_steps(step, step)
+        return self._ops.op_ids(self._ops.pick(step_lo=step, step_hi=step), where, parameters)
 
     def count(self, step: int | None) -> int:
         """Return how many ops there are, in one step if given."""
         if step is None:
-            return sum(segment.rows for segment in self._ops)
+            return sum(file.rows for file in self._ops.files)
         return len(self.ids(step))
 
     def id_at(self, position: int, step: int | None) -> int:
         """Return the id of the op at a position in the order of ids."""
         if step is not None:
-            return int(self.ids(step)[position])
-        for cluster in _clusters(self._ops):
-            rows = sum(segment.rows for segment in cluster)
+            return at(self.ids(step), position)
+        for cluster in _clusters(self._ops.files):
+            rows = sum(file.rows for file in cluster)
             if position < rows:
                 key = cluster[0].path
                 if self._cluster is None or self._cluster[0] != key:
-                    self._cluster = key, self._ids_in(cluster, None)
-                return int(self._cluster[1][position])
+                    self._cluster = key, self._ops.op_ids(self._ops.sound(cluster))
+                return at(self._cluster[1], position)
             position -= rows
-        raise IndexError(position)
+        return max((file.op_hi or 0 for file in self._ops.files), default=NO_ID)
 
     def hits(self, step: int | None) -> list[int]:
         """Return ids of ops whose output was non-finite, ascending."""
-        files = [s for s in self._ops if s.may_hold(step_lo=step, step_hi=step)]
-        where, parameters = "(flags & 1) != 0", []
-        if step is not None:
-            where, parameters = where + " AND step = ?", [step]
-        return self._ids(files, where, parameters, None)
+        where, parameters = _of_steps(step, step)
+        files = self._ops.pick(step_lo=step, step_hi=step)
+        return [
+            row[0]
+            for row in self._ops.rows(["op_id"], files, f"(flags & 1) != 0 AND {where}", parameters)
+        ]
 
     def consumers(self, value_id: int, limit: int) -> list[int]:
         """Return ids of ops that read the value, ascending."""
-        found: list[int] = []
         # A value is read after the op that wrote it began.
-        for segment in self._ops:
-            if len(found) >= limit:
+        producer = value_id >> SLOT_BITS
+        where = "op_id > ? AND list_contains(in_ids, ?)"
+        found: list[int] = []
+        for file in list(self._ops.files):
+            if len(found) >= limit and (file.op_lo or 0) > found[-1]:
                 break
-            if segment.may_hold(op_lo=(value_id >> 4) + 1):
-                where = "op_id > ? AND list_contains(in_ids, ?)"
-                found += self._ids([segment], where, [value_id >> 4, value_id], limit - len(found))
+            if file.may_hold(op_lo=producer + 1):
+                rows = self._ops.rows(
+                    ["op_id"], self._ops.sound([file]), where, [producer, value_id], limit
+                )
+                found = sorted({*found, *(row[0] for row in rows)})[:limit]
         return found
 
     def children(self, parent: Op, limit: int) -> list[int]:
         """Return ids of ops that a composite op called, ascending."""
-        files = [
-            s
-            for s in self._ops
-            if s.may_hold(op_lo=parent.op_id + 1, step_lo=parent.step, step_hi=parent.step)
-        ]
+        files = self._ops.pick(op_lo=parent.op_id + 1, step_lo=parent.step, step_hi=parent.step)
         where = "op_id > ? AND step = ? AND parent_id = ?"
-        return self._ids(files, where, [parent.op_id, parent.step, parent.op_id], limit)
+        parameters = [parent.op_id, parent.step, parent.op_id]
+        return [row[0] for row in self._ops.rows(["op_id"], files, where, parameters, limit)]
 
-    def _ids(
-        self, files: Sequence[SegmentFile], where: str, parameters: list[int], limit: int | None
-    ) -> list[int]:
-        if not files:
-            return []
-        tail = "" if limit is None else f" LIMIT {int(limit)}"
-        sql = f"SELECT op_id FROM {scan(files)} WHERE {where} ORDER BY op_id{tail}"
-        return [row[0] for row in self._database().rows(sql, parameters)]
-
-    def _ids_in(self, files: Sequence[SegmentFile], step: int | None) -> NDArray[np.int64]:
-        import numpy as np
-
-        if not files:
-            return np.empty(0, dtype=np.int64)
-        where, parameters = ("", []) if step is None else (" WHERE step = ?", [step])
-        found = self._database().integers(f"SELECT op_id FROM {scan(files)}{where}", parameters)
-        found.sort()
-        return found
-
-    def _between(self, low: int, high: int) -> list[Op]:
-        files = [s for s in self._ops if s.may_hold(op_lo=low, op_hi=high)]
-        if not files:
-            return []
-        where = "op_id BETWEEN ? AND ?"
-        database = self._database()
-        ops = database.rows(
-            f"SELECT {', '.join(OP_COLUMNS)} FROM {scan(files)} WHERE {where} ORDER BY op_id",
-            [low, high],
+    def _between(
+        self, low: int, high: int, first_step: int | None = None, last_step: int | None = None
+    ) -> list[Op]:
+        where, parameters = _of_steps(first_step, last_step)
+        where, parameters = f"op_id BETWEEN ? AND ? AND {where}", [low, high, *parameters]
+        files = self._ops.pick(op_lo=low, op_hi=high, step_lo=first_step, step_hi=last_step)
+        ops = self._ops.rows(OP_COLUMNS, files, where, parameters)
+        stat_files = self._stats.pick(op_lo=low, op_hi=high)
+        stats = _by_op(
+            _dicts(STAT_COLUMNS, self._stats.rows(STAT_COLUMNS, stat_files, where, parameters))
         )
-        stat_files = [s for s in self._stats if s.may_hold(op_lo=low, op_hi=high)]
-        stats: dict[int, list[dict[str, Any]]] = {}
-        if stat_files:
-            sql = f"SELECT {', '.join(STAT_COLUMNS)} FROM {scan(stat_files)} WHERE {where}"
-            stats = _by_op(_dicts(STAT_COLUMNS, database.rows(sql, [low, high])))
         rows = _dicts(OP_COLUMNS, ops)
         return [op_from_row(row, stats.get(row["op_id"], ())) for row in rows]
 
 
-def scan(files: Sequence[SegmentFile]) -> str:
-    """Return the ``read_parquet`` call over these files, whose paths were checked on opening."""
-    paths = ", ".join(quote_path(segment.path) for segment in files)
-    return f"read_parquet([{paths}], union_by_name = true, hive_partitioning = false)"
+def _of_steps(first: int | None, last: int | None) -> tuple[str, list[int]]:
+    """Return a condition on ``step`` and its parameters."""
+    where = "true"
+    parameters: list[int] = []
+    if first is not None:
+        where, parameters = f"{where} AND step >= ?", [*parameters, first]
+    if last is not None:
+        where, parameters = f"{where} AND step <= ?", [*parameters, last]
+    return where, parameters
 
 
 def _clusters(files: Sequence[SegmentFile]) -> Iterator[list[SegmentFile]]:

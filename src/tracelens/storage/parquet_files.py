@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 MAX_TABLE_BYTES = 512 << 20
 """A file read whole that unpacks to more is a bomb, not data."""
 
-BATCH_ROWS = 16 * 1024
+BATCH_ROWS = 8 * 1024
 
 
 class DamagedSegmentError(Exception):
@@ -42,16 +42,21 @@ def iter_batches(
     import pyarrow.parquet as pq
 
     wanted = [column.name for column in TABLES[file.table]] if columns is None else list(columns)
-    schema = pa.schema(
-        [arrow_schema(file.table).field(name).with_nullable(True) for name in wanted]
-    )
+    strict = arrow_schema(file.table)
+    schema = pa.schema([strict.field(name).with_nullable(True) for name in wanted])
+    required = {name for name in wanted if not strict.field(name).nullable}
     try:
         with pq.ParquetFile(file.path, page_checksum_verification=True) as parquet:
             if parquet.metadata.num_rows != file.rows:
                 raise DamagedSegmentError(f"has {parquet.metadata.num_rows} rows, not {file.rows}")
             present = set(parquet.schema_arrow.names)
+            if required - present:
+                raise DamagedSegmentError(f"lacks the column {min(required - present)}")
             names = [name for name in wanted if name in present]
             for batch in parquet.iter_batches(BATCH_ROWS, columns=names, use_threads=False):
+                for name in required:
+                    if batch.column(name).null_count:
+                        raise DamagedSegmentError(f"its column {name} has NULLs")
                 yield _conform(batch, schema, present)
     except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
         text = " ".join(str(error).split()) or type(error).__name__

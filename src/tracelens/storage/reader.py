@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tracelens.storage.tail import Tail
 
 _PAGE = 1024
+_NO_ID_FROM = 1 << 63
 _SQL_ROWS = 1_000_000
 
 
@@ -111,7 +112,7 @@ class TraceReader:
 
     def op(self, op_id: int, rank: int = 0) -> Op | None:
         """Return one op, ``None`` if it was not recorded."""
-        reader = self._of_rank(rank)
+        reader = self._of_rank(rank) if 0 <= op_id < _NO_ID_FROM else None
         return reader.op(op_id) if reader else None
 
     def ops(
@@ -201,7 +202,8 @@ class TraceReader:
     def consumers(self, value_id: int, limit: int = 64, rank: int = 0) -> list[int]:
         """Return ids of the ops that read a value, in order, at most ``limit``."""
         reader = self._of_rank(rank)
-        return reader.consumers(value_id, limit) if reader else []
+        known = reader is not None and 0 <= value_id < _NO_ID_FROM
+        return reader.consumers(value_id, limit) if reader and known else []
 
     def steps(
         self, first: int | None = None, last: int | None = None, *, rank: int | None = None

@@ -90,7 +90,7 @@ class RecordIndex:
 
     def id_at(self, position: int, step: int | None) -> int:
         """Return the id of the op at a position in the order of ids."""
-        return int(self.ids(step)[position])
+        return at(self.ids(step), position)
 
     def hits(self, step: int | None = None) -> list[int]:
         """Return ids of ops whose output was non-finite, ascending."""
@@ -114,6 +114,11 @@ class RecordIndex:
     def _of_ops(self, field: str) -> NDArray[np.int64]:
         column: NDArray[np.int64] = self._records[field][self._op_rows].astype(np.int64)
         return column
+
+
+def at(ids: NDArray[np.int64], position: int) -> int:
+    """Return the id at a position, the last one past the end, -1 if there is none."""
+    return int(ids[min(position, len(ids) - 1)]) if len(ids) else NO_ID
 
 
 def op_from_records(records: Records, strings: Strings, rank: int = 0) -> Op | None:

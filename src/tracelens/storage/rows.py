@@ -19,6 +19,8 @@ from tracelens.events import (
 )
 
 _PHASES = {phase.label: phase for phase in Phase}
+# An op of a record has at most 255 tensors a side; a larger slot is damage.
+_MAX_TENSORS = 256
 _FLAG_BITS = sum(flag.value for flag in OpFlag)
 
 OP_COLUMNS = (
@@ -46,13 +48,15 @@ def op_from_row(row: Mapping[str, Any], stats: Iterable[Mapping[str, Any]] = ())
     """
     measured: dict[tuple[str, int], TensorRecord] = {}
     for stat in stats:
-        measured[str(stat["role"]), int(stat["slot"])] = _measured(stat)
+        slot = stat["slot"]
+        if slot is not None and 0 <= slot < _MAX_TENSORS:
+            measured[str(stat["role"]), slot] = _measured(stat)
     file = row["file"]
     return Op(
-        op_id=row["op_id"],
+        op_id=_known(row["op_id"]),
         name=row["name"] or "?",
         phase=_PHASES.get(row["phase"], Phase.OTHER),
-        step=row["step"],
+        step=_known(row["step"]),
         inputs=_tensors(
             row["in_ids"], row["in_shapes"], row["in_dtypes"], measured, "in", None, ""
         ),
@@ -65,13 +69,17 @@ def op_from_row(row: Mapping[str, Any], stats: Iterable[Mapping[str, Any]] = ())
         source=None
         if file is None
         else Source(file, row["line"] or 0, row["function"] or "", row["code"] or ""),
-        parent_id=NO_ID if row["parent_id"] is None else row["parent_id"],
-        fwd_op_id=NO_ID if row["fwd_op_id"] is None else row["fwd_op_id"],
-        start_ns=row["start_ns"],
+        parent_id=_known(row["parent_id"]),
+        fwd_op_id=_known(row["fwd_op_id"]),
+        start_ns=row["start_ns"] or 0,
         duration_ns=row["duration_ns"],
-        tid=row["tid"],
-        rank=row["rank"],
+        tid=row["tid"] or 0,
+        rank=row["rank"] or 0,
     )  # fmt: skip
+
+
+def _known(number: int | None) -> int:
+    return NO_ID if number is None else number
 
 
 def _tensors(
@@ -90,7 +98,7 @@ def _tensors(
         count = max([count, *(slot + 1 for side, slot in measured if side == role)])
     tensors = []
     for slot in range(count):
-        value_id = ids[slot] if ids is not None and slot < len(ids) else NO_ID
+        value_id = _known(ids[slot]) if ids is not None and slot < len(ids) else NO_ID
         shape = shape_list[slot] if slot < len(shape_list) else None
         dtype = dtype_list[slot] if slot < len(dtype_list) else ""
         known = measured.get((role, slot))
@@ -118,12 +126,12 @@ def _measured(stat: Mapping[str, Any]) -> TensorRecord:
     flags = stat["flags"] or 0
     shape = _shapes(f"[{stat['shape']}]") if stat["shape"] else (None,)
     return TensorRecord(
-        value_id=NO_ID if stat["value_id"] is None else stat["value_id"],
+        value_id=_known(stat["value_id"]),
         dtype=stat["dtype"] or "",
         shape=shape[0] if shape else None,
         device=stat["device"] or "",
         stats=_stats(stat, flags),
-        first_bad=tuple(index for index in stat["first_bad"] or () if index >= 0),
+        first_bad=tuple(index for index in stat["first_bad"] or () if _known(index) >= 0),
         parameter=bool(flags & TensorFlag.PARAMETER),
         overwritten=bool(flags & TensorFlag.OVERWRITTEN),
     )

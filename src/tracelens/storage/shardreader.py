@@ -14,8 +14,10 @@ from tracelens.storage.health import Problem, ShardHealth
 from tracelens.storage.live import LiveShard
 from tracelens.storage.opstores import OpStore, SegmentOps, TableOps
 from tracelens.storage.parquet_files import DamagedSegmentError, empty_table, read_file
+from tracelens.storage.records import at
 from tracelens.storage.rows import OP_COLUMNS, STAT_COLUMNS
 from tracelens.storage.segment_files import SegmentFile
+from tracelens.storage.segment_table import SegmentTable
 from tracelens.storage.sql import Database
 
 if TYPE_CHECKING:
@@ -131,11 +133,10 @@ class ShardReader:
         stores = self._open()
         if position <= 0 or not stores:
             return -1
-        position = min(position, self.count(step))
         if len(stores) == 1:
             return stores[0].id_at(position - 1, step)
         ids = np.sort(np.concatenate([store.ids(step) for store in stores]))
-        return int(ids[position - 1])
+        return at(ids, position - 1)
 
     def hits(self, step: int | None) -> list[int]:
         """Return ids of ops whose output was non-finite, ascending."""
@@ -168,13 +169,15 @@ class ShardReader:
             tables = [self._table("ops", OP_COLUMNS), self._table("stats", STAT_COLUMNS)]
             stores.append(TableOps(*tables))
         elif ops:
-            stores.append(
-                SegmentOps(self._source.database, self.segments("ops"), self.segments("stats"))
-            )
+            stores.append(SegmentOps(self._segment_table("ops"), self._segment_table("stats")))
         live = self.live()
         if live is not None:
             stores.append(live.index)
         return stores
+
+    def _segment_table(self, table: str) -> SegmentTable:
+        files = self.shard.segments.get(table, ())
+        return SegmentTable(table, files, self._source.database, self.quarantine)
 
     def _table(self, table: str, columns: Sequence[str]) -> pa.Table:
         """Read all sound segments of a small table; the others are set aside."""

@@ -10,7 +10,7 @@ from tracelens.errors import ConfigError, TraceError
 from tracelens.storage import views
 from tracelens.storage.catalog import Catalog
 from tracelens.storage.parquet_files import BATCH_ROWS, DamagedSegmentError, iter_batches
-from tracelens.storage.segment_files import SegmentFile
+from tracelens.storage.segment_table import SQL_TYPES, described
 from tracelens.storage.sql import Database, Row
 from tracelens.storage.tables import SHARD_TABLES, TABLES
 
@@ -120,17 +120,17 @@ class SqlTables:
     def _make_view(self, database: Database, table: str, frames: Sequence[str]) -> None:
         files = [file for reader in self.readers for file in reader.segments(table)]
         try:
-            present = _columns_of(database, files)
-        except TraceError:
+            present = described(database, files)
+        except (TraceError, DamagedSegmentError):
             # One file that DuckDB cannot open spoils them all: find it, and do without it.
             for reader in self.readers:
                 for file in reader.segments(table):
                     try:
-                        _columns_of(database, [file])
-                    except TraceError as error:
+                        described(database, [file])
+                    except (TraceError, DamagedSegmentError) as error:
                         reader.quarantine(file, str(error))
             files = [file for reader in self.readers for file in reader.segments(table)]
-            present = _columns_of(database, files)
+            present = described(database, files)
         database.rows(views.table_view(table, files, present, frames))
 
     def _tail_frames(self) -> dict[str, list[str]]:
@@ -165,18 +165,9 @@ class SqlTables:
                     rows.append([entry.get(name) for name in columns])
         database.rows(views.create_table(table))
         if rows:
-            lists = ", ".join(
-                f"unnest(?::{views.SQL_TYPES[column.type]}[])" for column in TABLES[table]
-            )
+            lists = ", ".join(f"unnest(?::{SQL_TYPES[column.type]}[])" for column in TABLES[table])
             values_by_column = [list(values) for values in zip(*rows, strict=True)]
             database.rows(f'INSERT INTO "{table}" SELECT {lists}', values_by_column)
-
-
-def _columns_of(database: Database, files: Sequence[SegmentFile]) -> frozenset[str]:
-    if not files:
-        return frozenset()
-    described = database.rows(f"DESCRIBE SELECT * FROM {views.hive_scan(files)}")
-    return frozenset(str(row[0]) for row in described)
 
 
 def _check_column(name: str, types: frozenset[str]) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from tracelens.errors import TraceError
 from tracelens.events import Op, OpFlag, RecordKind
 from tracelens.storage.catalog import ShardFiles, open_catalog
+from tracelens.storage.eventcheck import clean_event
 from tracelens.storage.format import RECORD
 from tracelens.storage.live import LineFollower, open_ring
 from tracelens.storage.records import RECORD_INPUTS, op_from_records
@@ -113,8 +114,8 @@ class Tail:
                 continue
             known = self._shards.get(files.name)
             if known is not None:
-                known.is_over = files.state.state != "live" or not files.alive
-            elif files.state.state == "live" or files.events is not None:
+                known.is_over = not files.alive
+            elif files.alive or files.ring is not None or files.events is not None:
                 self._shards[files.name] = _ShardTail(files, self._from_start)
             else:
                 self._done.add(files.name)
@@ -125,7 +126,7 @@ class _ShardTail:
     """One shard's cursors."""
 
     def __init__(self, files: ShardFiles, from_start: bool) -> None:
-        self.is_over = files.state.state != "live" or not files.alive
+        self.is_over = not files.alive
         self.ended = False
         self._rank = files.state.rank
         self._strings = StringReader(files.strings) if files.strings else None
@@ -148,7 +149,7 @@ class _ShardTail:
         if self._events is not None:
             for event in self._events.read():
                 event["rank"] = self._rank
-                news.events.append(event)
+                news.events.append(clean_event(event))
                 moved = True
         self.ended = over and not moved
 

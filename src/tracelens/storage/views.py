@@ -10,19 +10,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 
 from tracelens.storage.segment_files import SegmentFile
-from tracelens.storage.sql import quote_path
+from tracelens.storage.segment_table import SQL_TYPES, scan
 from tracelens.storage.tables import SHARD_TABLES, TABLES
-
-SQL_TYPES = {
-    "int32": "INTEGER",
-    "int64": "BIGINT",
-    "float32": "FLOAT",
-    "float64": "DOUBLE",
-    "bool": "BOOLEAN",
-    "string": "VARCHAR",
-    "dictionary": "VARCHAR",
-    "list<int64>": "BIGINT[]",
-}
 
 DERIVED_VIEWS = {
     "ops_aligned": """
@@ -74,7 +63,7 @@ def table_view(
             else f'NULL::{SQL_TYPES[column.type]} AS "{column.name}"'
             for column in TABLES[table]
         )
-        parts.append(f"SELECT shard, {columns} FROM {hive_scan(files)}")
+        parts.append(f"SELECT shard, {columns} FROM {scan(files, hive=True)}")
     for frame in frames:
         columns = ", ".join(
             f'"{column.name}"::{SQL_TYPES[column.type]} AS "{column.name}"'
@@ -87,15 +76,6 @@ def table_view(
         )
         parts.append(f"SELECT NULL::VARCHAR AS shard, {columns} WHERE false")
     return f'CREATE OR REPLACE VIEW "{table}" AS ' + " UNION ALL ".join(parts)
-
-
-def hive_scan(files: Sequence[SegmentFile]) -> str:
-    """Return the ``read_parquet`` call over files of several shards, with the column ``shard``."""
-    paths = ", ".join(quote_path(file.path) for file in files)
-    return (
-        f"read_parquet([{paths}], union_by_name = true, hive_partitioning = true, "
-        "hive_types = {'shard': VARCHAR})"
-    )
 
 
 def create_table(table: str) -> str:
