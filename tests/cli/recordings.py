@@ -32,6 +32,6 @@ def record(source: str, path: Path, capture: str = "ops") -> Path:
         [sys.executable, "-c", source, str(path), capture],
         env={**os.environ, "PYTHONPATH": str(TOY)},
         check=True,
-        timeout=60,
+        timeout=300,
     )
     return path

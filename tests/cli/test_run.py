@@ -47,7 +47,7 @@ def run(folder: Path, *words: object, **settings: str) -> subprocess.CompletedPr
         env={**os.environ, "PYTHONPATH": str(TOY), **settings},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
 
 

@@ -172,7 +172,7 @@ def run(words: list[str], folder: Path, **settings: str) -> subprocess.Completed
         input="first\nsecond\n",
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
 
 
@@ -267,7 +267,7 @@ def test_an_interrupted_program_exits_with_130(tmp_path: Path) -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 130
     assert errors.startswith("Traceback (most recent call last):")
     assert "KeyboardInterrupt" in errors

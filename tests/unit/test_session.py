@@ -532,7 +532,7 @@ def run_script(folder: Path, source: str, **settings: str) -> subprocess.Complet
         env={**os.environ, "PYTHONPATH": str(TOY), "TRACELENS_DIR": str(folder), **settings},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
 
 
@@ -618,7 +618,7 @@ def test_a_forked_child_leaves_the_parents_trace_alone(path: Path, toy: ModuleTy
         queue = context.Queue()
         child = context.Process(target=_session_in_child, args=(queue,))
         child.start()
-        assert queue.get(timeout=30)
+        assert queue.get(timeout=300)
         child.join()
         session.step()
         assert toy.observers

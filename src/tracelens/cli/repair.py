@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict, is_dataclass
-from typing import Any
+from dataclasses import asdict
 
 from tracelens.cli._command import Command, add_json, add_trace
 from tracelens.cli._output import print_json, print_text
@@ -26,9 +25,9 @@ class Repair(Command):
         """Repair the trace and print what was done."""
         from tracelens.storage.recovery import repair
 
-        done: Any = repair(options.trace)
+        done = repair(options.trace)
         if options.json:
-            print_json(asdict(done) if is_dataclass(done) and not isinstance(done, type) else done)
+            print_json(asdict(done))
         else:
             print_text(str(done))
         return EXIT_OK

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import time
 from collections.abc import Iterator
@@ -208,6 +209,10 @@ def _shards(run: Path) -> list[str]:
 def _repair_shard(run: Path, shard: str, manifest: Manifest, done: Repair) -> None:
     path = run / SHARDS_DIR / f"{shard}.json"
     ring = run / LIVE_DIR / f"{shard}.ring"
+    with contextlib.suppress(TraceError):
+        known = read_shard(path)
+        if not is_alive(known, manifest):
+            _wait_for_sealer(ring_path(run, known))
     try:
         state = read_shard(path)
     except TraceError:
@@ -228,6 +233,8 @@ def _repair_shard(run: Path, shard: str, manifest: Manifest, done: Repair) -> No
     try:
         sealer = _sealer(run, shard, done)
     except TraceError:
+        if not ring.exists():
+            return
         _set_aside(run, ring, done)
         state.state = "killed"
         write_shard(run, state)
@@ -237,6 +244,26 @@ def _repair_shard(run: Path, shard: str, manifest: Manifest, done: Repair) -> No
     done.sealed.append(shard)
     done.records += sealer.state.records - before[0]
     done.holes += sealer.state.dropped - before[1]
+
+
+def _wait_for_sealer(ring: Path) -> None:
+    """Wait until nobody seals a ring: a dead program's helper process may still be at it.
+
+    Its segments are not listed until it is done, so they must not be taken for leftovers.
+    """
+    deadline = time.monotonic() + _SEALER_WAIT_S
+    while time.monotonic() < deadline:
+        try:
+            fd = os.open(ring, os.O_RDWR)
+        except OSError:
+            return
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            time.sleep(0.05)
+        finally:
+            os.close(fd)
 
 
 def _sealer(run: Path, shard: str, done: Repair) -> Sealer:
