@@ -23,6 +23,13 @@ Json = dict[str, Any]
 LOOKS = frozenset({"read", "tap", "data"})
 """Sinks where a value is only looked at: a constant Inf there was put there on purpose."""
 
+_SINK_WORDS = {
+    "check": "the checked value",
+    "data": "the data",
+    "exception": "the exception",
+    "output": "the output",
+    "tap": "the tap",
+}
 _MAX_PATH = 64
 _MAX_PRODUCERS = 4
 
@@ -290,7 +297,8 @@ def sink_words(sink: Mapping[str, Any]) -> str:
         return "the loss" if name in ("", "loss") else f"the loss ({name})"
     if kind == "read":
         return f"a value the program read{f' ({name})' if name else ''}"
-    return f"{kind} {name}".strip()
+    words = _SINK_WORDS.get(str(kind))
+    return f"{words} {name}".strip() if words else f"{kind} {name}".strip()
 
 
 def _path(source: OpSource, case: Case, link: Link | None) -> list[Json]:

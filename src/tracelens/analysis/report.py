@@ -206,19 +206,20 @@ def _path_text(why: Why) -> str:
     if why.get("sink"):
         entries.append(sink_words(why["sink"]))
     hidden = why.get("hidden_by")
-    if why.get("verdict") == "masked" and hidden:
+    if why.get("verdict") == "masked" and hidden and entries:
         frame = hidden.get("source")
         place = f" at {_short(frame['file'])}:{frame['line']}" if frame else ""
-        return f"{' -> '.join(entries)} (removed by {display(hidden['op'])}{place})"
+        return f"{entries[0]} -> removed by {display(hidden['op'])}{place}"
     return " -> ".join(entries) if len(entries) > 1 else ""
 
 
 def _entry_text(entry: Why) -> str:
     if not entry.get("op"):
         return f"({entry['note']})"
-    phase = f" {entry['phase']}" if entry.get("phase") in ("backward", "optimizer") else ""
+    name, phase = display(entry["op"]), entry.get("phase")
+    told = phase in ("backward", "optimizer") and phase not in name.lower()
     note = f" ({entry['note']})" if entry.get("note") else ""
-    return f"{display(entry['op'])}{phase}{note}"
+    return f"{name}{f' {phase}' if told else ''}{note}"
 
 
 def _data_text(data: Why | None) -> str:

@@ -112,7 +112,7 @@ def _measured(program: Program, held: Held) -> dict:
     return program.g.sink("loss", held.value)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(programs(planted=True), st.data())
 def test_the_planted_cause_is_always_found(
     drawn: tuple[Program, Held | None], data: st.DataObject
@@ -128,7 +128,7 @@ def test_the_planted_cause_is_always_found(
     assert finding["path"][-1]["op_id"] == sink.value.op_id
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(programs(planted=True))
 def test_without_a_bad_sink_nothing_alarms(drawn: tuple[Program, Held | None]) -> None:
     program, cause = drawn
@@ -139,7 +139,7 @@ def test_without_a_bad_sink_nothing_alarms(drawn: tuple[Program, Held | None]) -
     assert verdict["first_cause"]["op_id"] == cause.value.op_id
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(programs(planted=False), st.data())
 def test_constants_alone_never_alarm(
     drawn: tuple[Program, Held | None], data: st.DataObject

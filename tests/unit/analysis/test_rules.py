@@ -72,6 +72,17 @@ CASES = [
     Expect("division-by-zero", "RealDiv", [r(1, 1), r(0, 2)], INF, ["x / 0"]),
     Expect("division-overflow", "aten::div", [r(1, 1e30), r(1e-20, 1)], INF, ["1e+30"]),
     Expect("division-by-zero", "aten::reciprocal", [r(0, 1)], INF, ["1 / 0"]),
+    Expect(
+        "division-overflow",
+        "aten::mul",
+        [r(1e-37, 4, zero=0)],
+        INF,
+        ["-1 / x^2"],
+        forward="aten::reciprocal",
+    ),
+    Expect(
+        "cumulative-overflow", "aten::cumsum", [r(0, 255, **HALF)], {**INF, **HALF}, [], "dtype"
+    ),
     Expect("trig-domain", "aten::acos", [r(-1, 1.0000001)], NAN, ["[-1, 1]"], "clamp(-1 + 1e-6"),
     Expect("trig-gradient-at-edge", "aten::mul", [r(1, 1)], INF, [], "atan2", "aten::acos"),
     Expect("open-interval-domain", "aten::atanh", [r(-1, 1)], INF, ["max 1"]),

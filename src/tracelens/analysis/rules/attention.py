@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tracelens.analysis.rules.case import Advice, Case, Table, say, shown, then
+from tracelens.analysis.rules.case import Advice, Case, Table, plural, say, shown, then
 from tracelens.analysis.rules.case import magnitude as largest
 from tracelens.analysis.state import Bad
 
@@ -22,7 +22,9 @@ def fully_masked_row(case: Case) -> Advice | None:
         return None
     if not masked and case.name not in _ATTENTION.split():
         return None
-    how_many = f"{max(masked)} scores are -inf, " if masked else ""
+    how_many = ""
+    if masked:
+        how_many = f"{plural(max(masked), 'score')} {'is' if max(masked) == 1 else 'are'} -inf, "
     return Advice(
         "fully-masked-row",
         f"{how_many}and at least one row has nothing else: a softmax over only -inf is "
@@ -39,7 +41,7 @@ def infinite_score(case: Case) -> Advice | None:
         return None
     return Advice(
         "softmax-of-inf",
-        f"{shown(case.op)} read {max(held)} scores of +inf: inf - inf = nan{then(case)}.",
+        f"{shown(case.op)} read {plural(max(held), 'score')} of +inf: inf - inf = nan{then(case)}.",
         "bound the logits before the softmax: logits.clamp(-1e4, 1e4), or normalise q and k",
     )
 

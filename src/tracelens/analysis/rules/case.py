@@ -201,6 +201,15 @@ def growth(case: Case) -> str:
     )
 
 
+def plural(amount: int, noun: str) -> str:
+    """Write an amount with its noun.
+
+    >>> plural(1, "element"), plural(3, "element")
+    ('1 element', '3 elements')
+    """
+    return f"{amount} {noun}{'' if amount == 1 else 's'}"
+
+
 def bad_counts(tensor: TensorRecord) -> str:
     """Write how much of a tensor is bad: ``7 of 256 outputs are inf`` without the noun.
 

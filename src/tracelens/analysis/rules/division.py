@@ -7,6 +7,7 @@ from tracelens.analysis.rules.case import (
     Case,
     Table,
     may_hold,
+    plural,
     say,
     shown,
     then,
@@ -27,12 +28,15 @@ def division_by_zero(case: Case) -> Advice | None:
     if holds_zero is False:
         return None
     zero = below.stats.zero if below is not None and below.stats is not None else None
-    how_many = f"{zero} elements of the denominator are 0" if zero else "the denominator is 0"
+    how_many = "the denominator is 0"
+    if zero:
+        how_many = f"{plural(zero, 'element')} of the denominator {'is' if zero == 1 else 'are'} 0"
     if below is None:
         how_many = "the denominator is 0 (a scalar, or not measured)"
     result = "0 / 0 = nan" if case.kind is Bad.NAN else "x / 0 = inf"
     rule = "zero-by-zero" if case.kind is Bad.NAN else "division-by-zero"
-    where = "the backward pass of the division divides by it again: " if case.backward else ""
+    again = case.backward and case.forward is not None
+    where = "the backward pass of the division divides by it again: " if again else ""
     eps = tiny(case.dtype)
     return Advice(
         rule,
@@ -59,8 +63,17 @@ def division_overflow(case: Case) -> Advice | None:
 
 def reciprocal_of_zero(case: Case) -> Advice | None:
     """``1 / 0``, or its derivative ``-1 / x**2``."""
-    if may_hold(case.read(), 0.0) is False and not case.backward:
+    read = case.read()
+    if may_hold(read, 0.0) is False and not case.backward:
         return None
+    top = case.largest_input()
+    if case.backward and not may_hold(read, 0.0) and top is not None and case.limits is not None:
+        return Advice(
+            "division-overflow",
+            f"the derivative of 1 / x is -1 / x^2: with 1 / x up to {say(top)} it leaves the range "
+            f"of {case.dtype} (limit {say(case.limits.largest)}){then(case)}.",
+            f"keep x away from 0: 1 / x.clamp_min(1 / {say(case.limits.sqrt_limit)}) at the least",
+        )
     return Advice(
         "division-by-zero",
         f"{case.subject} of 0 is 1 / 0 = inf{then(case)}.",

@@ -35,10 +35,8 @@ def log_domain(case: Case) -> Advice | None:
     safe = tiny(tensor.dtype if tensor is not None else case.dtype)
     better = next((_BETTER[made] for made in case.made_by if made in _BETTER), "")
     fix = f"torch.{name}(x.clamp_min({safe if name != 'log1p' else f'-1 + {safe}'}))"
-    if better and name == "log":
-        fix = f"{better}, or {fix}"
-    else:
-        fix += ", or log_softmax / logsigmoid / log1p where they apply"
+    if name == "log":
+        fix = f"{better}, or {fix}" if better else f"{fix}, or log_softmax / logsigmoid if it fits"
     measured = f"input min {say(bottom)}" if bottom is not None else "the input was not measured"
     if case.backward:
         return Advice(

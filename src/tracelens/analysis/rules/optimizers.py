@@ -7,6 +7,7 @@ from tracelens.analysis.rules.case import (
     Case,
     growth,
     may_hold,
+    plural,
     say,
     shown,
     then,
@@ -55,7 +56,7 @@ def _zero_denominator(case: Case) -> Advice:
         return Advice("optimizer-eps-underflow", why, fix)
     counted = ""
     if zero and denominator is not None and denominator.stats and denominator.stats.zero:
-        counted = f" ({denominator.stats.zero} elements)"
+        counted = f" ({plural(denominator.stats.zero, 'element')})"
     return Advice(
         "optimizer-zero-denominator",
         f"{shown(case.op)} divides by 0{counted} in the update: {told}{then(case)}. The eps of the "

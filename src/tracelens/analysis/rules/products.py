@@ -108,12 +108,17 @@ def cumulative_overflow(case: Case) -> Advice | None:
     if case.kind is not Bad.INF or limit is None:
         return None
     top = case.largest_input()
-    grows = "a product of many factors" if "prod" in case.subject else "a running total"
+    product = "prod" in case.subject
+    grows = "a product of many factors" if product else "a running total"
     return Advice(
         "cumulative-overflow",
         f"{shown(case.op)} is {grows}: with elements up to {say(top)} it leaves the range of "
         f"{case.dtype} (limit {say(limit.largest)}){then(case)}.",
-        "work with logarithms: torch.cumsum(torch.log(x), dim), or in float64",
+        "work with logarithms: torch.cumsum(torch.log(x), dim), or in float64"
+        if product
+        else f"accumulate in a wider dtype: torch.{case.subject}(x, dim, dtype=torch.float32)"
+        if _half(case.dtype)
+        else _remedy(case),
     )
 
 
