@@ -78,8 +78,8 @@ class EventRows:
             "step": _int(line.get("step")),
             "op_id": _int(line.get("op_id")),
             "t_ns": _int(line.get("t_ns")),
-            "kind": kind,
-            "name": None if name is None else str(name),
+            "kind": _str(kind),
+            "name": None if name is None else _str(str(name)),
             "severity": _str(line.get("severity")),
             "message": _str(line.get("message")),
             "payload": dumps(line),
@@ -94,7 +94,7 @@ class EventRows:
             if column.type == "int64":
                 row[column.name] = _int(value, None if column.nullable else -1)
             else:
-                row[column.name] = _str(value) if column.nullable else str(value or "")
+                row[column.name] = _str(value) if column.nullable else _str(str(value or ""))
         return row
 
 
@@ -111,4 +111,5 @@ def _float(value: Any) -> float | None:
 
 
 def _str(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
+    """Return a string that UTF-8 can hold (JSON can escape lone surrogates), or ``None``."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else None
