@@ -2,7 +2,11 @@
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
+// One translation unit: torch's headers take most of the time to compile.
 #include "observer.cpp"
+#include "outside.cpp"
+#include "records.cpp"
+#include "sinks.cpp"
 
 namespace py = pybind11;
 using namespace tracelens;

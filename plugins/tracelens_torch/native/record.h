@@ -1,6 +1,7 @@
 // The ring record and the lock-free writer. Mirrors src/tracelens/storage/format.py, field by field.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstring>
@@ -105,7 +106,7 @@ class Ring {
  private:
   // Other threads may reserve between this look and their own write, hence the margin.
   bool full() const {
-    return head_->load(std::memory_order_relaxed) + 256 >=
+    return head_->load(std::memory_order_relaxed) + std::min<uint64_t>(256, capacity_ / 4) >=
            sealed_->load(std::memory_order_relaxed) + capacity_;
   }
   bool wait_for_room() const {
