@@ -95,6 +95,8 @@ class Values:
         """Return the state of an op's input: measured there, or else what its producer tells."""
         if tensor.dtype and not is_float(tensor.dtype):
             return FINITE
+        if tensor.shape is not None and 0 in tensor.shape:
+            return FINITE  # nothing is in it
         if tensor.stats is not None and not tensor.overwritten:
             return state_of_stats(tensor.stats)
         return self.of_value(tensor.value_id)

@@ -19,14 +19,17 @@ def clean_event(event: dict[str, Any]) -> dict[str, Any]:
     Returns:
         The event; keys that this version does not know are left as they are.
     """
-    for key in [key for key, value in event.items() if not _fits(key, value)]:
+    finding = event.get("t") == "finding"
+    for key in [key for key, value in event.items() if not _fits(key, value, finding=finding)]:
         del event[key]
     return event
 
 
-def _fits(key: str, value: Any) -> bool:
+def _fits(key: str, value: Any, *, finding: bool) -> bool:
     if value is None:
         return True
+    if finding and key == "sink":
+        return isinstance(value, dict)  # a finding tells the whole sink, not only its kind
     if key in _INTS:
         return type(value) is int and -(1 << 63) <= value < 1 << 63
     if key in _TEXTS:

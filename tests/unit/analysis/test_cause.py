@@ -130,6 +130,14 @@ def test_what_a_collate_function_only_stacks_is_the_loaders(g: Graph) -> None:
     assert finding["rule"] == "bad-data"
 
 
+def test_the_mean_of_nothing_is_its_own_cause(g: Graph) -> None:
+    nothing = g.outside(shape=(0, 8), vmin=None, vmax=None)
+    unmeasured = Value(nothing.record.__class__(shape=(0, 8), dtype="float32"))
+    finding = blamed(g, "loss", g.op("aten::mean", unmeasured, nan=1, shape=()))
+    assert finding["rule"] == "empty-reduction"
+    assert finding["exact"] is True
+
+
 def test_a_value_without_a_producer_is_data(g: Graph) -> None:
     h = g.op("aten::mm", g.outside(nan=1), g.outside(), nan=4)
     finding = blamed(g, "loss", h)

@@ -88,8 +88,8 @@ NaN  step 2  backward  first seen: the gradient of 0.weight (42 nan of 48)  the 
   path      exp (inf 7 of 256) -> where (hidden: where did not select it) -> mul backward (0 * inf =
             nan) -> mm backward (nan 42 of 48) -> the gradient of 0.weight
   why       exp overflows: input max 777.9, limit for float32 is 88.72: 7 of 256 outputs are inf.
-            where hides the branch in the forward pass; in the backward pass its zero gradient meets
-            the inf: 0 * inf = nan.
+            where hides it in the forward pass; in the backward pass its zero gradient meets the
+            inf: 0 * inf = nan.
   fix       make the input of the branch you do not use safe before the op, not its result:
             f(torch.where(cond, x, safe)). torch.exp(x.clamp(max=88)), or subtract the maximum first
             (log_softmax, logsumexp, logaddexp, softplus work in log space without overflow)

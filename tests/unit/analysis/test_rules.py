@@ -205,6 +205,7 @@ def test_the_log_rule_names_the_better_function_for_what_made_its_input() -> Non
         ("aten::_fused_adam_", {"nan": 1}, "optimizer-zero-denominator"),
         ("aten::addcmul_", {"posinf": 1}, "optimizer-overflow"),
         ("aten::_foreach_sqrt", {"nan": 1}, "optimizer-negative-moment"),
+        ("aten::div", {"nan": 1}, "zero-by-zero"),
     ],
 )
 def test_optimizer_ops_have_their_own_rules(op: str, out: dict[str, Any], rule: str) -> None:
@@ -214,6 +215,18 @@ def test_optimizer_ops_have_their_own_rules(op: str, out: dict[str, Any], rule: 
     floor = g.op("aten::add", g.outside(), phase=OPTIMIZER, vmin=0.0, vmax=1.0, **about)
     bad = g.op(op, state, floor, phase=OPTIMIZER, **out)
     assert g.explain(g.sink("parameter", bad, "w"))["rule"] == rule
+
+
+def test_hiding_by_saturation_is_told_without_the_where_advice() -> None:
+    g = Graph()
+    inf = g.op("aten::div", g.op("aten::mm", vmin=1), g.op("aten::mm", vmin=0), posinf=1)
+    squashed = g.op("aten::sigmoid", inf, flags=OpFlag.HARMLESS)
+    g.op("aten::mean", squashed, shape=())
+    grad = g.op("aten::mul", inf, nan=1, phase=BACKWARD, of=inf)
+    finding = g.explain(g.sink("gradient", grad))
+    assert finding["rule"] == "division-by-zero"
+    assert "sigmoid hides it in the forward pass" in finding["first_cause"]["why"]
+    assert "torch.where(cond" not in finding["advice"]
 
 
 def test_divergence_is_told_from_the_logged_losses() -> None:

@@ -26,7 +26,6 @@ from tracelens.analysis.rules import (
 )
 from tracelens.analysis.rules.case import Advice, Case, Rule, shown
 from tracelens.analysis.state import Bad
-from tracelens.events import Phase
 
 __all__ = ["TABLE", "Advice", "Case", "advise"]
 
@@ -41,6 +40,11 @@ _FAMILIES = (
     products,
     losses,
     linear_algebra,
+)
+
+
+_SELECTING = frozenset(
+    {"where", "select_v2", "masked_fill", "index_put", "masked_scatter", "nan_to_num"}
 )
 
 
@@ -99,15 +103,15 @@ def _where_trap(case: Case, told: Advice) -> Advice:
         return told
     name = shown(hider)
     trap = (
-        f"{name} hides the branch in the forward pass; in the backward pass its zero gradient "
-        f"meets the {'inf' if case.kind is Bad.INF else 'nan'}: 0 * inf = nan."
+        f"{name} hides it in the forward pass; in the backward pass its zero gradient meets the "
+        f"{'inf' if case.kind is Bad.INF else 'nan'}: 0 * inf = nan."
     )
     if case.backward:
         trap = (
             f"{name} does not select this element, but its gradient (0) is computed all the same."
         )
-    if canonical(hider.name) != "where" and case.op.phase is not Phase.BACKWARD and not case.nan_op:
-        return told
+    elif canonical(hider.name) not in _SELECTING:
+        return replace(told, why=f"{told.why} {trap}")
     return Advice(
         "where-gradient",
         f"{told.why} {trap}",

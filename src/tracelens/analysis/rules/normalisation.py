@@ -16,8 +16,8 @@ _LAYERS = (
 
 def empty_reduction(case: Case) -> Advice | None:
     """The mean of nothing is 0 / 0."""
-    read = case.read()
-    if read is None or read.shape is None or 0 not in read.shape:
+    read = case.inputs[0] if case.inputs else None
+    if read is None or read.shape is None or 0 not in read.shape or case.backward:
         return None
     return Advice(
         "empty-reduction",

@@ -15,18 +15,17 @@ from tracelens.analysis.rules.case import (
 from tracelens.analysis.state import Bad
 from tracelens.events import Phase
 
-_DIVIDES = ("addcdiv", "div", "reciprocal", "rsqrt")
 _ADAM_EPS = 1e-8  # default of torch.optim.Adam, AdamW, RMSprop and NAdam
 
 
 def update(case: Case) -> Advice | None:
-    """Explain an op of an optimizer step."""
+    """Explain an op of an optimizer step; a division is told like any other (a user's own)."""
     if case.op.phase is not Phase.OPTIMIZER:
         return None
     fused = case.name.startswith(("_fused", "resource_apply"))
-    if case.name in _DIVIDES or (fused and case.kind is Bad.NAN):
+    if case.name == "addcdiv" or (fused and case.kind is Bad.NAN):
         return _zero_denominator(case)
-    if case.kind is Bad.INF:
+    if case.kind is Bad.INF and case.name not in ("div", "reciprocal", "rsqrt"):
         return _overflow(case)
     if case.name == "sqrt":
         return Advice(
