@@ -45,7 +45,7 @@ def verdict(
     """
     all_events = list(events)
     known = Context.of_events(all_events)
-    found = [dict(event) for event in all_events if event.get("t") == "finding"]
+    found = [dict(event) for event in all_events if _is_finding(event)]
     sinks = [event for event in all_events if event.get("t") == "sink"]
     if not any(each.get("severity") == "error" for each in found):
         found += _explain_sinks(source, sinks or list(_implied_sinks(source, known)), known)
@@ -73,6 +73,31 @@ def verdict(
         "doubts": shown.get("doubts", []) if shown else [],
         "trace": dict(trace_info or {}),
     }
+
+
+def _is_finding(event: Event) -> bool:
+    """Tell whether an event is a finding that can be shown; a trace may hold anything."""
+    first = event.get("first_cause")
+    frames = [event.get("source"), first.get("source") if isinstance(first, Mapping) else None]
+    path = event.get("path", [])
+    return (
+        event.get("t") == "finding"
+        and (first is None or (isinstance(first, Mapping) and isinstance(first.get("op"), str)))
+        and all(frame is None or _is_frame(frame) for frame in frames)
+        and isinstance(path, list)
+        and all(isinstance(entry, Mapping) for entry in path)
+        and all(_is_frame(entry["source"]) for entry in path if entry.get("source") is not None)
+        and isinstance(event.get("step", 0), int | None)
+        and all(isinstance(event.get(key), Mapping | None) for key in ("sink", "data", "hidden_by"))
+    )
+
+
+def _is_frame(frame: Any) -> bool:
+    return (
+        isinstance(frame, Mapping)
+        and isinstance(frame.get("file"), str)
+        and isinstance(frame.get("line"), int)
+    )
 
 
 def scaler_handled(finding: Mapping[str, Any], known: Context) -> bool:

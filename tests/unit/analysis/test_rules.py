@@ -124,6 +124,7 @@ CASES = [
     ),
     Expect("product-overflow", "MatMul", [r(-1, 1e25)] * 2, INF, ["8 terms"]),
     Expect("arithmetic-overflow", "aten::sum", [r(0, 4000, **HALF)], {**INF, **HALF}, ["65504"]),
+    Expect("value-at-the-limit", "aten::mul", [r(-1, 3.4e38)], INF, ["largest float32"], "where"),
     Expect("cumulative-overflow", "aten::cumprod", [r(0, 9)], INF, ["many factors"], "cumsum"),
     Expect("cumulative-gradient", "aten::div", [r(0, 0)], NAN, [], "", "aten::cumprod"),
     Expect(
@@ -215,6 +216,17 @@ def test_optimizer_ops_have_their_own_rules(op: str, out: dict[str, Any], rule: 
     floor = g.op("aten::add", g.outside(), phase=OPTIMIZER, vmin=0.0, vmax=1.0, **about)
     bad = g.op(op, state, floor, phase=OPTIMIZER, **out)
     assert g.explain(g.sink("parameter", bad, "w"))["rule"] == rule
+
+
+@pytest.mark.parametrize("phase", [OPTIMIZER, BACKWARD])
+def test_a_number_that_is_nan_is_named_as_such(phase: Any) -> None:
+    g = Graph()
+    grad = g.op("aten::mm", phase=BACKWARD)
+    flags = OpFlag.CONSTANT | OpFlag.INPLACE
+    bad = g.op("aten::add_", g.op("aten::mm"), grad, nan=32, phase=phase, flags=flags)
+    finding = g.explain(g.sink("parameter", bad, "w"))
+    assert finding["rule"] == "non-finite-scalar"
+    assert ("learning rate" in finding["first_cause"]["why"]) is (phase is OPTIMIZER)
 
 
 def test_hiding_by_saturation_is_told_without_the_where_advice() -> None:

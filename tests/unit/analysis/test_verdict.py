@@ -7,6 +7,7 @@ import json
 import pytest
 from graph import BACKWARD, DATA, OPTIMIZER, Graph
 
+from tracelens.analysis.report import render
 from tracelens.events import OpFlag
 
 HARMLESS, CONSTANT, GARBAGE = OpFlag.HARMLESS, OpFlag.CONSTANT, OpFlag.GARBAGE
@@ -194,3 +195,27 @@ def test_parameters_that_turned_bad_count_without_a_sink_event(g: Graph) -> None
     assert verdict["verdict"] == "non-finite"
     assert verdict["first_cause"]["op_id"] == bad.op_id
     assert verdict["sink"]["sink"] == "parameter"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"first_cause": "log"},
+        {"first_cause": {"op": 3}},
+        {"first_cause": {"op": "log", "source": {"file": 1, "line": 2}}},
+        {"path": [1]},
+        {"path": [{"source": "train.py"}]},
+        {"path": 5},
+        {"sink": [1]},
+        {"step": "x"},
+        {"data": 3},
+        {"hidden_by": "where"},
+    ],
+)
+def test_a_damaged_finding_is_passed_over(g: Graph, damage: dict) -> None:
+    bad = g.op("aten::log", g.op("aten::mm"), nan=1)
+    finding = g.explain(g.sink("loss", bad))
+    g.events.append({"t": "finding", **finding, **damage})
+    verdict = told(g)
+    assert verdict["first_cause"]["op_id"] == bad.op_id
+    assert "log" in render(verdict)

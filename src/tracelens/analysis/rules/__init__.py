@@ -64,6 +64,7 @@ def advise(case: Case) -> Advice:
     """Return the first rule's answer that fits the case; there always is one."""
     told = (
         generic.came_in(case)
+        or generic.scalar_argument(case)
         or optimizers.update(case)
         or _custom_backward(case)
         or _by_name(case)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from tracelens.analysis.rules.case import Advice, Case, bad_counts, outcome, say, shown
+from tracelens.analysis.names import FILLS
+from tracelens.analysis.rules.case import Advice, Case, bad_counts, outcome, say, shown, then
 from tracelens.analysis.state import Bad
+from tracelens.events import OpFlag, Phase
 
 
 def unknown_op(case: Case) -> Advice:
@@ -25,6 +27,24 @@ def unknown_op(case: Case) -> Advice:
         f"{made}. No rule is known for this op.",
         f"check {where} against the op's domain and clamp them, or compute in a wider dtype; "
         'tl.tap(x, "name") before the line records the values',
+    )
+
+
+def scalar_argument(case: Case) -> Advice | None:
+    """Explain an op that was handed a Python number which is NaN or Inf itself."""
+    scalar = bool(case.op.flags & OpFlag.CONSTANT) and case.name not in FILLS
+    read = [t.stats for t in case.inputs if t.stats is not None and not t.overwritten]
+    if case.origin != "op" or not scalar or any(stats.nonfinite for stats in read):
+        return None
+    name = shown(case.op)
+    update = case.op.phase is Phase.OPTIMIZER
+    which = "the learning rate or another setting of the optimizer" if update else "a scale"
+    return Advice(
+        "non-finite-scalar",
+        f"a number given to {name} is itself NaN or Inf ({which}); its tensors were "
+        f"finite{then(case)}.",
+        "print the number before this line; a schedule or a ratio that divides by 0 is the usual "
+        "reason: assert math.isfinite(value)",
     )
 
 

@@ -27,6 +27,10 @@ _SUMS = "sum mean cumsum add sub rsub add_n add_v2 addcmul lerp mul multiply tra
 _CUMULATIVE = "cumprod prod cumsum logcumsumexp"
 
 
+# Measured values seldom come within 1 % of the range by themselves; finfo.max is a common stand-in.
+_AT_THE_EDGE = 0.99
+
+
 def _half(dtype: str) -> bool:
     return dtype in ("float16", "float8_e5m2", "float8_e4m3fn")
 
@@ -88,6 +92,14 @@ def sum_overflow(case: Case) -> Advice | None:
     if case.kind is not Bad.INF or limit is None:
         return None
     top = case.largest_input()
+    if top is not None and top >= _AT_THE_EDGE * limit.largest and not _half(case.dtype):
+        return Advice(
+            "value-at-the-limit",
+            f"{shown(case.op)} read {say(top)}, which is (almost) the largest {case.dtype}: a "
+            f"stand-in for a missing value, or the result of an earlier blow-up{then(case)}."
+            + growth(case),
+            "replace stand-ins when the data is loaded: x = torch.where(x.abs() < 1e30, x, 0)",
+        )
     return Advice(
         "arithmetic-overflow",
         f"{shown(case.op)} overflows {case.dtype}: largest input {say(top)}, limit "
