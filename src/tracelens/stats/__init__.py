@@ -2,16 +2,20 @@
 
 The native extension reads anything that offers DLPack's C exchange API (torch) or numpy's
 array interface; without it numpy does the same, slower. Neither needs a framework.
+``TRACELENS_NO_NATIVE=1`` does without the extension, at run time as when it is built.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
 
 from tracelens.events import Stats
 
 try:
+    if os.environ.get("TRACELENS_NO_NATIVE"):
+        raise ImportError
     from tracelens.stats import _native as native
 except ImportError:
     native = None  # type: ignore[assignment]
