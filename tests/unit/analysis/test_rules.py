@@ -101,6 +101,14 @@ CASES = [
     Expect("variance-of-one", "aten::var", [r(1, 1, shape=(4, 1))], {**NAN, "shape": (4,)}, []),
     Expect("variance-of-zero", "aten::native_layer_norm", [r(2, 2)], NAN, ["every value is 2"]),
     Expect(
+        "negative-running-variance",
+        "aten::native_batch_norm",
+        [r(-1, 1), r(1, 1), r(0, 0), r(0, 0), r(-0.2, 1)],
+        NAN,
+        ["-0.2"],
+        "update_bn",
+    ),
+    Expect(
         "normalisation-overflow",
         "aten::native_batch_norm",
         [r(-1, 900, **HALF)],

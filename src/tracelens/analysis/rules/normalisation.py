@@ -56,6 +56,23 @@ def constant_input_gradient(case: Case) -> Advice | None:
     )
 
 
+def negative_variance(case: Case) -> Advice | None:
+    """A running variance below 0: the square root of the update is NaN."""
+    if "batch_norm" not in case.subject or case.kind is not Bad.NAN:
+        return None
+    # Weight, bias, running mean, running variance follow the input; only the last must be >= 0.
+    bottom = low(case.read(4))
+    if bottom is None or bottom >= 0:
+        return None
+    return Advice(
+        "negative-running-variance",
+        f"{shown(case.op)} takes the square root of a running variance that is negative (min "
+        f"{say(bottom)}){then(case)}.",
+        "do not average or extrapolate BatchNorm buffers linearly: running_var.clamp_(min=0), or "
+        "recompute them with torch.optim.swa_utils.update_bn",
+    )
+
+
 def constant_group(case: Case) -> Advice | None:
     """A normalisation layer without eps, or one whose squares overflow."""
     limit = case.limits
@@ -86,5 +103,5 @@ RULES: Table = {
         variance_of_one,
         constant_group,
     ),
-    _LAYERS: (constant_group,),
+    _LAYERS: (negative_variance, constant_group),
 }
