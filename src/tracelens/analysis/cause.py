@@ -244,7 +244,7 @@ def _first_cause(case: Case, told: Advice, known: Context, *, exact: bool) -> Js
     first: Json = {
         "kind": _word(case.kind),
         "op": op.name,
-        "phase": "data" if bad_data else op.phase.label,
+        "phase": "data" if bad_data else _phase(op),
         "step": op.step,
         "rank": op.rank,
         "module": op.module or (case.forward.module if case.forward else "") or None,
@@ -268,6 +268,11 @@ def _first_cause(case: Case, told: Advice, known: Context, *, exact: bool) -> Js
     if op.flags & OpFlag.REPLAYED:
         first["replayed"] = True
     return first
+
+
+def _phase(op: Op) -> str:
+    """Return the phase to report; an op outside any known phase computes forward."""
+    return (Phase.FORWARD if op.phase is Phase.OTHER else op.phase).label
 
 
 def _message(case: Case, first: Json, sink: Mapping[str, Any], *, masked: bool) -> str:

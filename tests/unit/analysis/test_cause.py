@@ -7,7 +7,7 @@ import json
 import pytest
 from graph import BACKWARD, DATA, FORWARD, OPTIMIZER, Graph, Value
 
-from tracelens.events import OpFlag
+from tracelens.events import OpFlag, Phase
 
 HARMLESS, CONSTANT, GARBAGE, INPLACE = (
     OpFlag.HARMLESS,
@@ -128,6 +128,11 @@ def test_what_a_collate_function_only_stacks_is_the_loaders(g: Graph) -> None:
     finding = blamed(g, "loss", g.op("aten::mm", batch, nan=4))
     assert finding["first_cause"]["op_id"] == batch.op_id
     assert finding["rule"] == "bad-data"
+
+
+def test_an_op_outside_any_phase_is_told_as_forward(g: Graph) -> None:
+    bad = g.op("aten::log", g.op("aten::mm"), nan=1, phase=Phase.OTHER)
+    assert blamed(g, "read", bad)["first_cause"]["phase"] == "forward"
 
 
 def test_the_mean_of_nothing_is_its_own_cause(g: Graph) -> None:
