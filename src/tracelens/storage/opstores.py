@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from tracelens.storage.sql import Row
 
-_BLOCK_OPS = 256
-_CACHED_BLOCKS = 64
+_BLOCK_OPS = 32
+_CACHED_BLOCKS = 512
 _HIT = int(OpFlag.HIT)
 
 

@@ -32,8 +32,8 @@ SQL_TYPES = {
 class SegmentTable:
     """Queries over some of a shard's segments of one table.
 
-    A file is checked when a query first needs it: its checksum, its number of rows and the types
-    of its columns. One that fails is handed to ``quarantine`` and left out from then on.
+    A file's checksum is compared when a query first needs it, its columns when a query fails. One
+    that is damaged is handed to ``quarantine`` and left out from then on.
     """
 
     def __init__(
@@ -47,7 +47,9 @@ class SegmentTable:
         self._table = table
         self._database = database
         self._quarantine = quarantine
-        self._present: dict[SegmentFile, frozenset[str]] = {}
+        self._types = {column.name: SQL_TYPES[column.type] for column in TABLES[table]}
+        # Checked files -> their columns, None as long as nobody had to ask.
+        self._present: dict[SegmentFile, frozenset[str] | None] = {}
 
     def pick(self, **bounds: int | None) -> list[SegmentFile]:
         """Return the sound files that may hold rows within bounds (``SegmentFile.may_hold``)."""
@@ -74,11 +76,21 @@ class SegmentTable:
             parameters: values of the condition's question marks.
             limit: rows to return at most.
         """
-        if not files:
-            return []
-        tail = "" if limit is None else f" LIMIT {int(limit)}"
-        sql = f"SELECT {self._columns(columns, files)} FROM {scan(files)} WHERE {where}"
-        return self._database().rows(f"{sql} ORDER BY op_id{tail}", parameters)
+        while files:
+            tail = "" if limit is None else f" LIMIT {int(limit)}"
+            sql = f"SELECT {self._columns(columns, files)} FROM {scan(files)} WHERE {where}"
+            try:
+                types, rows = self._database().table(f"{sql} ORDER BY op_id{tail}", parameters)
+            except TraceError:
+                # Asking each file is slow, so only now: one is damaged, or lacks a column.
+                if not self._examine(files):
+                    raise
+                files = [file for file in files if file in self._present]
+                continue
+            if types == tuple(self._types[name] for name in columns) or not self._examine(files):
+                return rows
+            files = [file for file in files if file in self._present]
+        return []
 
     def op_ids(
         self, files: Sequence[SegmentFile], where: str = "true", parameters: Sequence[Any] = ()
@@ -94,25 +106,42 @@ class SegmentTable:
         return found
 
     def _columns(self, columns: Sequence[str], files: Sequence[SegmentFile]) -> str:
-        present = frozenset().union(*(self._present[file] for file in files))
-        types = {column.name: SQL_TYPES[column.type] for column in TABLES[self._table]}
+        everything = frozenset(self._types)
+        present = frozenset().union(*(self._present.get(f) or everything for f in files))
         return ", ".join(
-            f'"{name}"' if name in present else f'NULL::{types[name]} AS "{name}"'
+            f'"{name}"' if name in present else f'NULL::{self._types[name]} AS "{name}"'
             for name in columns
         )
 
     def _sound(self, file: SegmentFile) -> bool:
+        """Check a file's checksum when it is first needed."""
         if file in self._present:
             return True
         try:
             if file.crc32 is not None and file_crc32(file.path) != file.crc32:
                 raise DamagedSegmentError("its checksum does not match: bits have changed")
-            self._present[file] = described(self._database(), [file])
-        except (DamagedSegmentError, TraceError, OSError) as error:
-            self.files.remove(file)
-            self._quarantine(file, str(error))
+            self._present[file] = None
+        except (DamagedSegmentError, OSError) as error:
+            self._remove(file, str(error))
             return False
         return True
+
+    def _examine(self, files: Sequence[SegmentFile]) -> bool:
+        """Find out which columns each file has; return whether that was not known before."""
+        news = False
+        for file in files:
+            if self._present.get(file) is None:
+                news = True
+                try:
+                    self._present[file] = described(self._database(), [file])
+                except (DamagedSegmentError, TraceError) as error:
+                    self._remove(file, str(error))
+        return news
+
+    def _remove(self, file: SegmentFile, reason: str) -> None:
+        self._present.pop(file, None)
+        self.files.remove(file)
+        self._quarantine(file, reason)
 
 
 def described(database: Database, files: Sequence[SegmentFile]) -> frozenset[str]:
@@ -120,8 +149,7 @@ def described(database: Database, files: Sequence[SegmentFile]) -> frozenset[str
 
     Raises:
         TraceError: DuckDB cannot read one of them.
-        DamagedSegmentError: a column has another type than the format's, or there are more or
-            fewer rows than the manifest says.
+        DamagedSegmentError: a column is missing or has another type than the format's.
     """
     if not files:
         return frozenset()
@@ -134,11 +162,6 @@ def described(database: Database, files: Sequence[SegmentFile]) -> frozenset[str
     required = {column.name for column in TABLES[files[0].table] if not column.nullable}
     if required - columns.keys():
         raise DamagedSegmentError(f"lacks the column {min(required - columns.keys())}")
-    paths = ", ".join(quote_path(file.path) for file in files)
-    (counted,) = database.rows(f"SELECT sum(num_rows) FROM parquet_file_metadata([{paths}])")
-    expected = sum(file.rows for file in files)
-    if int(counted[0] or 0) != expected:
-        raise DamagedSegmentError(f"has {counted[0]} rows, not {expected}")
     return frozenset(columns) & frozenset(known)
 
 
@@ -151,4 +174,5 @@ def scan(files: Sequence[SegmentFile], *, hive: bool = False) -> str:
     """
     paths = ", ".join(quote_path(file.path) for file in files)
     shard = "true, hive_types = {'shard': VARCHAR}" if hive else "false"
-    return f"read_parquet([{paths}], union_by_name = true, hive_partitioning = {shard})"
+    union = "true" if len(files) > 1 else "false"
+    return f"read_parquet([{paths}], union_by_name = {union}, hive_partitioning = {shard})"

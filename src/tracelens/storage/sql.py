@@ -7,6 +7,7 @@ locked configuration, so that neither a query nor a hostile trace reaches anythi
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 import time
@@ -117,11 +118,30 @@ class Database:
             allowed = {f(path): None for path in files for f in (_literal, quote_path)}
             paths = ", ".join(allowed)
             self._connection.execute(f"SET allowed_paths = [{paths}]")
+            # Footers are read once; the cache is a matter of speed, and not in every DuckDB.
+            with contextlib.suppress(duckdb.Error):
+                self._connection.execute("SET parquet_metadata_cache = true")
             self._connection.execute("SET enable_external_access = false")
             self._connection.execute("SET lock_configuration = true")
         except duckdb.Error as error:
             self._connection.close()
             raise TraceError(f"the trace cannot be queried: {one_line(str(error))}") from None
+
+    def table(self, sql: str, parameters: Sequence[Any] = ()) -> tuple[tuple[str, ...], list[Row]]:
+        """Run one of our own statements; return its columns' types and its rows.
+
+        Raises:
+            TraceError: DuckDB could not read the trace.
+        """
+        import duckdb
+
+        with self._lock:
+            try:
+                cursor = self._connection.execute(sql, list(parameters))
+                types = tuple(str(column[1]) for column in cursor.description or ())
+                return types, cursor.fetchall()
+            except duckdb.Error as error:
+                raise TraceError(f"the trace could not be read: {one_line(str(error))}") from None
 
     def register(self, name: str, table: pa.Table) -> None:
         """Make an in-memory table known under a name."""
@@ -133,21 +153,13 @@ class Database:
         with self._lock:
             self._connection.close()
 
-    def rows(self, sql: str, parameters: Sequence[Any] = (), limit: int | None = None) -> list[Row]:
+    def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
         """Run one of our own statements and return its rows.
 
         Raises:
             TraceError: DuckDB could not read the trace.
         """
-        import duckdb
-
-        with self._lock:
-            try:
-                cursor = self._connection.execute(sql, list(parameters))
-                rows: list[Row] = cursor.fetchall() if limit is None else cursor.fetchmany(limit)
-                return rows
-            except duckdb.Error as error:
-                raise TraceError(f"the trace could not be read: {one_line(str(error))}") from None
+        return self.table(sql, parameters)[1]
 
     def integers(self, sql: str, parameters: Sequence[Any] = ()) -> NDArray[np.int64]:
         """Run one of our own statements and return its only column, of integers without NULL.

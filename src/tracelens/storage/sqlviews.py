@@ -120,18 +120,18 @@ class SqlTables:
     def _make_view(self, database: Database, table: str, frames: Sequence[str]) -> None:
         files = [file for reader in self.readers for file in reader.segments(table)]
         try:
-            present = described(database, files)
-        except (TraceError, DamagedSegmentError):
-            # One file that DuckDB cannot open spoils them all: find it, and do without it.
-            for reader in self.readers:
-                for file in reader.segments(table):
-                    try:
-                        described(database, [file])
-                    except (TraceError, DamagedSegmentError) as error:
-                        reader.quarantine(file, str(error))
-            files = [file for reader in self.readers for file in reader.segments(table)]
-            present = described(database, files)
-        database.rows(views.table_view(table, files, present, frames))
+            database.rows(views.table_view(table, files, None, frames))
+            return
+        except TraceError:
+            pass  # one of the files is of an older minor version, or damaged
+        for reader in self.readers:
+            for file in reader.segments(table):
+                try:
+                    described(database, [file])
+                except (TraceError, DamagedSegmentError) as error:
+                    reader.quarantine(file, str(error))
+        files = [file for reader in self.readers for file in reader.segments(table)]
+        database.rows(views.table_view(table, files, described(database, files), frames))
 
     def _tail_frames(self) -> dict[str, list[str]]:
         """Register the unsealed rows of live and killed shards; returns names by table."""

@@ -45,21 +45,21 @@ DERIVED_VIEWS = {
 
 
 def table_view(
-    table: str, files: Sequence[SegmentFile], present: Collection[str], frames: Sequence[str]
+    table: str, files: Sequence[SegmentFile], present: Collection[str] | None, frames: Sequence[str]
 ) -> str:
     """Return the ``CREATE VIEW`` of one table.
 
     Args:
         table: name of one of ``SHARD_TABLES``.
         files: its segments in all shards.
-        present: names of the columns found in the files.
+        present: names of the columns found in the files, ``None`` for all.
         frames: names of in-memory tables of the same rows, with a column ``shard``.
     """
     parts = []
     if files:
         columns = ", ".join(
-            f'"{column.name}"'
-            if column.name in present
+            f'"{column.name}"::{SQL_TYPES[column.type]} AS "{column.name}"'
+            if present is None or column.name in present
             else f'NULL::{SQL_TYPES[column.type]} AS "{column.name}"'
             for column in TABLES[table]
         )
