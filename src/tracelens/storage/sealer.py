@@ -37,10 +37,14 @@ SEAL_INTERVAL_S = 30.0
 """Seal at least this often, so that a lost machine loses no more."""
 
 HOLE_GRACE_S = 1.0
-"""A reserved position still empty after this belongs to a thread that died or to a drop."""
+"""A reserved position still empty after this belongs to a thread that died."""
+
+DROP_GRACE_S = 0.05
+"""The same for a position for which the ring had no room, which a writer drops at once."""
 
 _BATCH_RECORDS = 128 * 1024
 _WINDOW = 1024
+_MAX_LOST = 1 << 40
 
 
 class Sealer:
@@ -76,6 +80,7 @@ class Sealer:
         self._clock_ns = clock_ns or _clock(run_dir)
         self._scan = max(self.state.sealed, self.ring.sealed)
         self._hole_since: tuple[int, float] | None = None
+        self._full_at = self.state.sealed + self.ring.capacity
         self._last_seal = time.monotonic()
 
     def poll(self, *, now: bool = False) -> bool:
@@ -115,7 +120,11 @@ class Sealer:
             OSError: the disk is full; the live files stay.
         """
         if self.state.mode == "stream":
-            self._seal_records(self.ring.find_head(), final=True)
+            head = self.ring.find_head()
+            given_out = self.ring.head_hint
+            if head < given_out < head + _MAX_LOST:
+                head = given_out  # what was reserved and never written counts as dropped
+            self._seal_records(head, final=True)
         else:
             kept = self.kept() if state == "closed" else self.kept_and_ring()
             self.state.segments.extend(self._write(kept))
@@ -159,9 +168,14 @@ class Sealer:
             self._hole_since = None
         elif self._hole_since is None or self._hole_since[0] != self._scan:
             self._hole_since = (self._scan, time.monotonic())
-        elif time.monotonic() - self._hole_since[1] > HOLE_GRACE_S:
+        elif time.monotonic() - self._hole_since[1] > self._grace_s():
             self._scan = self.ring.scan(following)
             self._hole_since = None
+
+    def _grace_s(self) -> float:
+        """How long to wait for the record at ``_scan``."""
+        dropping = self.ring.meta.get("on_full") == "drop"
+        return DROP_GRACE_S if dropping and self._scan >= self._full_at else HOLE_GRACE_S
 
     def _seal_records(self, stop: int, *, final: bool) -> None:
         while self.state.sealed < stop:
@@ -182,7 +196,10 @@ class Sealer:
             self.state.dropped += end - start - len(records)
             self.state.sealed = end
             self._save()
+            self._full_at = start + self.ring.capacity
             self.ring.set_sealed(end)
+            # Writers that found the ring full have only now been given room.
+            self._hole_since = None
             self._last_seal = time.monotonic()
 
     def _write(self, records: Records) -> list[Segment]:

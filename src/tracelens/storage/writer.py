@@ -118,6 +118,7 @@ class ShardWriter:
         header = {
             "run_id": self.manifest.run_id,
             "epoch_unix_ns": self.manifest.epoch_unix_ns,
+            "on_full": self.on_full,
             **{name: getattr(self._state, name) for name in RING_STATE},
         }
         made: list[Path] = []
