@@ -6,17 +6,19 @@ events, the text report and the exceptions all show.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 from tracelens.analysis import describe, masks
 from tracelens.analysis.context import Context
 from tracelens.analysis.names import canonical, display
+from tracelens.analysis.path import first_backward, frame_of, made_nan, path_json
 from tracelens.analysis.rules import Advice, Case, advise
 from tracelens.analysis.source import OpSource, producer_id
 from tracelens.analysis.state import Bad, Values, state_of_stats
-from tracelens.analysis.walk import MAX_OPS, Cause, Link, Walk
-from tracelens.events import NO_ID, Op, OpFlag, Phase, Source
+from tracelens.analysis.walk import MAX_OPS, Cause, Walk
+from tracelens.events import NO_ID, Op, OpFlag, Phase
 
 Json = dict[str, Any]
 
@@ -30,7 +32,7 @@ _SINK_WORDS = {
     "output": "the output",
     "tap": "the tap",
 }
-_MAX_PATH = 64
+_MAX_HITS = 256
 _MAX_PRODUCERS = 4
 
 
@@ -83,9 +85,9 @@ def finding(
     op = cause.link.op
     forward = source.op(op.fwd_op_id) if op.fwd_op_id >= 0 else None
     frame = frame_of(source, op)
-    nan_op = _made_nan(cause.link)
+    nan_op = made_nan(cause.link)
     hidden_by = None
-    if masked or (op.phase is not Phase.BACKWARD and _first_backward(cause.link) is not None):
+    if masked or (op.phase is not Phase.BACKWARD and first_backward(cause.link) is not None):
         phase = None if masked else op.phase
         hidden_by = masks.find_mask(source, op, phase=phase)
     elif op.phase is Phase.BACKWARD and forward is not None:
@@ -114,14 +116,14 @@ def finding(
         "severity": "info" if harmless else "error",
         "verdict": "masked" if masked else "clean" if harmless else "non-finite",
         "kind": _word(_sink_kind(sink, cause.kind)),
-        "step": int(sink.get("step", op.step)),
+        "step": describe.whole(sink, "step", op.step),
         "rank": op.rank,
         "source": first["source"],
         "message": _message(case, first, sink, masked=masked),
         "advice": told.fix,
         "first_cause": first,
         "sink": sink_json(sink, known) if sink else None,
-        "path": _path(source, case, cause.link),
+        "path": path_json(source, case, cause.link),
         "hidden_by": describe.op_summary(hidden_by, frame_of(source, hidden_by))
         if hidden_by is not None
         else None,
@@ -139,15 +141,6 @@ def _made_by(source: OpSource, op: Op) -> list[str]:
         writer = source.op(producer_id(tensor.value_id))
         names.append(canonical(writer.name) if writer is not None else "")
     return names
-
-
-def frame_of(source: OpSource, op: Op) -> Source | None:
-    """Return the line to show for an op: its own, else its forward op's, else its parent's."""
-    for other in (op.op_id, op.fwd_op_id, op.parent_id):
-        found = op if other == op.op_id else source.op(other) if other >= 0 else None
-        if found is not None and found.source is not None:
-            return found.source
-    return None
 
 
 def sink_json(sink: Mapping[str, Any], known: Context) -> Json:
@@ -168,21 +161,20 @@ def sink_json(sink: Mapping[str, Any], known: Context) -> Json:
 
 
 def _search(source: OpSource, walk: Walk, sink: Mapping[str, Any]) -> Cause | None:
-    value_id = int(sink.get("value_id", NO_ID))
+    value_id = describe.whole(sink, "value_id", NO_ID)
     kind = _sink_kind(sink, Bad.NONE)
     op = source.op(producer_id(value_id))
     if op is not None:
         return walk.run(value_id, kind or _kind_of(op))
-    op = source.op(int(sink.get("op_id", NO_ID))) if sink else None
+    op = source.op(describe.whole(sink, "op_id", NO_ID)) if sink else None
     doubts: tuple[str, ...] = ()
     if value_id >= 0:
         doubts = (f"op {producer_id(value_id)}, which wrote the sink, is no longer recorded",)
     if op is None:
-        hits = [hit for hit in source.hits(sink.get("step")) if _is_blamable(source, hit)]
-        if not hits:
-            return None
+        step = describe.whole(sink, "step", NO_ID)
+        hits = list(source.hits(step if step >= 0 else None))
         # Without a sink the first hit is asked for, with one its last hit is the closest to it.
-        op = source.op(hits[-1] if sink else hits[0])
+        op = _first_blamable(source, reversed(hits) if sink else hits)
         if op is None:
             return None
         if sink:
@@ -190,9 +182,13 @@ def _search(source: OpSource, walk: Walk, sink: Mapping[str, Any]) -> Cause | No
     return walk.run_from_op(op, kind or _kind_of(op), doubts)
 
 
-def _is_blamable(source: OpSource, op_id: int) -> bool:
-    op = source.op(op_id)
-    return op is not None and not op.flags & (OpFlag.GARBAGE | OpFlag.CONSTANT)
+def _first_blamable(source: OpSource, hits: Iterable[int]) -> Op | None:
+    """Return the first of some hits that is neither a constant nor uninitialised memory."""
+    for hit in islice(hits, _MAX_HITS):
+        op = source.op(hit)
+        if op is not None and not op.flags & (OpFlag.GARBAGE | OpFlag.CONSTANT):
+            return op
+    return None
 
 
 def _kind_of(op: Op) -> Bad:
@@ -213,25 +209,10 @@ def _word(kind: Bad) -> str:
     return "inf" if kind is Bad.INF else "nan"
 
 
-def _made_nan(link: Link) -> Op | None:
-    """Return the op on the way that made a NaN of the Inf it read."""
-    while link.towards_sink is not None:
-        if link.kind is Bad.INF and link.towards_sink.kind is Bad.NAN:
-            return link.towards_sink.op
-        link = link.towards_sink
-    return None
-
-
-def _first_backward(link: Link | None) -> Op | None:
-    while link is not None:
-        if link.op.phase is Phase.BACKWARD:
-            return link.op
-        link = link.towards_sink
-    return None
-
-
 def _doubts(cause: Cause, op: Op, sink: Mapping[str, Any]) -> list[str]:
-    doubts = list(dict.fromkeys([*(sink.get("doubts") or ()), *cause.reasons]))
+    told = sink.get("doubts")
+    of_sink = [str(doubt) for doubt in told] if isinstance(told, (list, tuple)) else []
+    doubts = list(dict.fromkeys([*of_sink, *cause.reasons]))
     if op.flags & OpFlag.INEXACT_SOURCE:
         doubts.append("the source line is the nearest known one, not certainly this op's")
     return doubts
@@ -304,64 +285,6 @@ def sink_words(sink: Mapping[str, Any]) -> str:
         return f"a value the program read{f' ({name})' if name else ''}"
     words = _SINK_WORDS.get(str(kind))
     return f"{words} {name}".strip() if words else f"{kind} {name}".strip()
-
-
-def _path(source: OpSource, case: Case, link: Link | None) -> list[Json]:
-    path: list[Json] = []
-    first = link
-    while link is not None:
-        note = _note(case, link, first=link is first)
-        path.append(describe.op_summary(link.op, frame_of(source, link.op), note))
-        if link is first and case.hidden_by is not None and not case.backward:
-            name = display(case.hidden_by.name)
-            path.append(
-                describe.op_summary(
-                    case.hidden_by,
-                    frame_of(source, case.hidden_by),
-                    f"hidden: {name} did not select it"
-                    if canonical(case.hidden_by.name) == "where"
-                    else f"hidden by {name}",
-                )
-            )
-        link = link.towards_sink
-    if len(path) > _MAX_PATH:
-        left_out = len(path) - _MAX_PATH
-        half = _MAX_PATH // 2
-        gap: Json = dict.fromkeys(path[0])
-        gap["note"] = f"{left_out} more ops"
-        path = [*path[:half], gap, *path[-half:]]
-    return path
-
-
-def _note(case: Case, link: Link, *, first: bool) -> str:
-    op = link.op
-    if case.nan_op is op and not first:
-        return _arithmetic(op)
-    out = next((o.stats for o in op.outputs if o.stats is not None and o.stats.nonfinite), None)
-    if out is None:
-        return ""
-    parts = []
-    if out.posinf + out.neginf:
-        parts.append(f"inf {out.posinf + out.neginf}")
-    if out.nan:
-        parts.append(f"nan {out.nan}")
-    return f"{' '.join(parts)} of {out.numel}"
-
-
-def _arithmetic(op: Op) -> str:
-    """Write how an op makes a NaN of an Inf."""
-    name = canonical(op.name)
-    if name == "mul":
-        return "0 * inf = nan"
-    if name == "div":
-        return "inf / inf = nan"
-    if name in ("add", "sub", "rsub", "sum", "mean", "cumsum", "var", "std", "var_mean"):
-        return "inf - inf = nan"
-    if "softmax" in name or "norm" in name:
-        return "inf - inf = nan inside"
-    if name in ("mm", "bmm", "addmm", "baddbmm", "matmul", "linear", "convolution"):
-        return "0 * inf or inf - inf in a sum of products = nan"
-    return "turns inf into nan"
 
 
 def _unexplained(sink: Mapping[str, Any]) -> Json:

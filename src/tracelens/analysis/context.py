@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tracelens.analysis.describe import unravel
+from tracelens.analysis.describe import real, unravel, whole
 from tracelens.events import Op, Phase, TensorRecord
 
 Event = Mapping[str, Any]
@@ -62,9 +61,9 @@ class Context:
             if not isinstance(scalars, Mapping) or not isinstance(step, int) or step > until_step:
                 continue
             name = next((n for n in _LOSS_NAMES if n in scalars), None)
-            value = scalars.get(name) if name else None
-            if isinstance(value, (int, float)) and math.isfinite(value):
-                found.append((step, float(value)))
+            value = real(scalars.get(name)) if name else None
+            if value is not None:
+                found.append((step, value))
         return sorted(found)
 
     def finite_loss(self, sink: Event) -> float | None:
@@ -81,15 +80,15 @@ class Context:
         if op.phase is Phase.DATA and own:
             return own[0]
         # Several batches in one step (accumulation): the last one handed over before the op.
-        before = [event for event in same_step if event.get("op_id", -1) <= op.op_id]
+        before = [event for event in same_step if whole(event, "op_id", -1) <= op.op_id]
         candidates = before or same_step
         return candidates[-1] if candidates else None
 
     def batch_size(self, step: int) -> int | None:
         """Return the batch size of a step, ``None`` if unknown or not the same throughout."""
-        sizes = {event.get("batch_size") for event in self.data if event.get("step") == step}
-        size = sizes.pop() if len(sizes) == 1 else None
-        return size if isinstance(size, int) and size > 0 else None
+        sizes = {whole(event, "batch_size", 0) for event in self.data if event.get("step") == step}
+        size = sizes.pop() if len(sizes) == 1 else 0
+        return size if size > 0 else None
 
     def data_json(self, event: Event, tensor: TensorRecord) -> dict[str, Any]:
         """Return a batch as JSON, with the samples that a bad tensor of it names."""

@@ -23,6 +23,30 @@ def number(value: float | None) -> float | str | None:
     return str(value)
 
 
+def real(value: object) -> float | None:
+    """Return a finite number read from a file, ``None`` for anything else.
+
+    >>> real(2), real(10**400), real("3"), real(float("nan"))
+    (2.0, None, None, None)
+    """
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
+def whole(event: Mapping[str, Any], key: str, default: int) -> int:
+    """Return a whole number of an event, which a file may lack or hold as anything.
+
+    >>> whole({"step": 3}, "step", 0), whole({"step": None}, "step", 0), whole({}, "step", -1)
+    (3, 0, -1)
+    """
+    value = event.get(key)
+    return value if isinstance(value, int) and not isinstance(value, bool) else default
+
+
 def source(frame: Source | None) -> Json | None:
     """Return a source line as JSON."""
     if frame is None:
@@ -129,19 +153,17 @@ def stats_of_sink(sink: Mapping[str, Any]) -> Stats | None:
     if not isinstance(told, Mapping):
         return None
 
-    def whole(name: str) -> int:
-        value = told.get(name)
-        return value if isinstance(value, int) and value >= 0 else 0
+    def count(name: str) -> int:
+        return max(whole(told, name, 0), 0)
 
-    def real(name: str, other: str) -> float | None:
-        value = told.get(name, told.get(other))
-        return float(value) if isinstance(value, (int, float)) else None
+    def end(name: str, other: str) -> float | None:
+        return real(told.get(name, told.get(other)))
 
     return Stats(
-        numel=whole("numel"),
-        nan=whole("nan"),
-        posinf=whole("posinf"),
-        neginf=whole("neginf"),
-        vmin=real("vmin", "min"),
-        vmax=real("vmax", "max"),
+        numel=count("numel"),
+        nan=count("nan"),
+        posinf=count("posinf"),
+        neginf=count("neginf"),
+        vmin=end("vmin", "min"),
+        vmax=end("vmax", "max"),
     )

@@ -9,7 +9,9 @@ from typing import Any
 
 from tracelens.analysis import cause
 from tracelens.analysis.context import Context
+from tracelens.analysis.describe import whole
 from tracelens.analysis.names import FILLS, canonical
+from tracelens.analysis.path import frame_of
 from tracelens.analysis.source import OpSource
 from tracelens.analysis.state import Bad, Values, state_of_stats
 from tracelens.analysis.walk import Cause, Link, hands_over, looks_like_mask
@@ -171,7 +173,7 @@ def _explain_sinks(source: OpSource, sinks: list[Event], known: Context) -> list
     """Explain sinks in order until one is real; the rest of its step are its echoes."""
     context = {"data": known.data, "steps": known.steps, "notes": known.notes}
     found = []
-    ordered = sorted(sinks, key=lambda sink: (int(sink.get("step", 0)), int(sink.get("t_ns", 0))))
+    ordered = sorted(sinks, key=lambda sink: (whole(sink, "step", 0), whole(sink, "t_ns", 0)))
     for sink in islice(ordered, _MAX_SINKS):
         told = cause.explain(source, sink, context=context)
         found.append(told)
@@ -191,7 +193,7 @@ def _masked(source: OpSource, known: Context) -> Iterable[Json]:
         kind = origin_kind(values, op)
         if kind is Bad.NONE:
             continue
-        frame = cause.frame_of(source, op)
+        frame = frame_of(source, op)
         place = (frame.file, frame.line) if frame else (op.name, op.module)
         if place in places:
             continue
@@ -225,5 +227,4 @@ def origin_kind(values: Values, op: Op) -> Bad:
 
 def _when(finding: Mapping[str, Any]) -> tuple[int, int]:
     first = finding.get("first_cause") or {}
-    step = finding.get("step")
-    return int(step) if step is not None else 0, int(first.get("op_id", 0))
+    return whole(finding, "step", 0), whole(first, "op_id", 0)

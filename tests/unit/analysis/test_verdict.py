@@ -219,3 +219,25 @@ def test_a_damaged_finding_is_passed_over(g: Graph, damage: dict) -> None:
     verdict = told(g)
     assert verdict["first_cause"]["op_id"] == bad.op_id
     assert "log" in render(verdict)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"step": None, "op_id": None, "value_id": None, "t_ns": None},
+        {"stats": {"numel": 10**400, "nan": "1", "vmin": 10**400}},
+        {"stats": None, "shape": None, "first_bad": None, "name": None},
+        {"first_bad": [-5, 10**30], "shape": [0, -3]},
+        {"doubts": [{}, 3]},
+        {"doubts": 7},
+    ],
+)
+def test_a_damaged_sink_is_still_judged(g: Graph, damage: dict) -> None:
+    bad = g.op("aten::log", g.op("aten::mm"), nan=1)
+    g.events.append({"t": "step", "step": 0, "scalars": {"loss": 10**400}})
+    g.events.append({"t": "data", "step": 0, "op_id": None, "batch_size": None})
+    g.events.append({**g.sink("loss", bad), **damage})
+    del g.events[2]
+    verdict = told(g)
+    assert verdict["verdict"] in ("non-finite", "masked")
+    assert render(verdict)
