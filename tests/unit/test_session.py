@@ -18,6 +18,7 @@ import pytest
 
 import tracelens as tl
 from tracelens import api, discovery
+from tracelens.diagnosis import diagnose
 from tracelens.session import current, default_path
 from tracelens.storage.reader import open_trace
 
@@ -602,6 +603,25 @@ def test_a_wrong_variable_stops_a_bare_decorator_with_one_line(tmp_path: Path) -
     assert done.stderr.splitlines()[-1].endswith(
         "environment variable TRACELENS_CAPTURE='everything' is not one of guard, ops, tensors"
     )
+
+
+def test_ranks_of_one_run_write_one_trace(tmp_path: Path) -> None:
+    source = (
+        "import toyframework as t, tracelens as tl, sys\n"
+        f"with tl.trace({str(tmp_path / 't.tltrace')!r}, capture='ops', quiet=True) as s:\n"
+        "    if s.rank == 1:\n"
+        "        s.backends[0].sink('loss', 'loss', t.log(t.Value(0.0)))\n"
+        "    s.step(loss=float(s.rank))\n"
+    )
+    for rank in ("0", "1"):
+        done = run_script(tmp_path, source, RANK=rank, WORLD_SIZE="2")
+        assert (done.returncode, done.stderr) == (0, "")
+    with open_trace(tmp_path / "t.tltrace") as reader:
+        assert reader.ranks() == [0, 1]
+        assert reader.sql("SELECT rank, loss FROM steps ORDER BY rank") == [(0, 0.0), (1, 1.0)]
+        told = diagnose(reader)
+    assert (told["verdict"], told["first_cause"]["rank"]) == ("non-finite", 1)
+    assert told["trace"]["shards"] == 2
 
 
 # Forks
