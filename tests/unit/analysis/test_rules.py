@@ -66,6 +66,7 @@ CASES = [
         ["zero vector"],
         forward="aten::linalg_vector_norm",
     ),
+    Expect("weight-norm-of-zero", "aten::_weight_norm_interface", [r(0, 0)], NAN, ["0 / 0"]),
     Expect("norm-overflow", "aten::linalg_vector_norm", [r(-1, 3e20)], INF, ["1.845e+19"]),
     Expect("zero-by-zero", "aten::div", [r(0, 0), r(0, 2, zero=4)], NAN, ["4 elements", "0 / 0"]),
     Expect("division-by-zero", "aten::div", [r(1, 1), r(0, 2)], INF, ["x / 0"], "clamp_min"),

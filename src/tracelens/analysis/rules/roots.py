@@ -88,7 +88,19 @@ def norm_overflow(case: Case) -> Advice | None:
     )
 
 
+def weight_norm_of_zero(case: Case) -> Advice | None:
+    """``g * v / norm(v)`` for a ``v`` that was initialised with zeros."""
+    return Advice(
+        "weight-norm-of-zero",
+        f"{shown(case.op)} divides a weight by its norm, which is 0 for a weight of zeros: "
+        f"0 / 0{then(case)}.",
+        "initialise the weight with something other than zeros before weight_norm is applied "
+        "(torch.nn.init.normal_(layer.weight, std=1e-3))",
+    )
+
+
 RULES: Table = {
+    "_weight_norm _weight_norm_interface": (weight_norm_of_zero,),
     "sqrt": (sqrt_gradient_at_zero, root_of_negative),
     "rsqrt": (sqrt_gradient_at_zero, root_of_negative, rsqrt_of_zero),
     f"{_NORMS} {_DISTANCES} cosine_similarity": (norm_gradient_at_zero, norm_overflow),
