@@ -62,7 +62,7 @@ def trial(directory: Path, mode: str, victims: str, seed: int) -> Outcome:
         truth = _map(truth_file)
         while not _count(truth, 0) and program.poll() is None:
             time.sleep(0.002)
-        time.sleep(random.Random(seed).uniform(0.0, 0.5))
+        time.sleep(random.Random(seed).uniform(0.0, 1.5))
         sealer = _count(truth, THREADS)
         if victims == "both":
             os.kill(sealer, signal.SIGKILL)

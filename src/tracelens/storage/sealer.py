@@ -180,9 +180,11 @@ class Sealer:
     def _seal_records(self, stop: int, *, final: bool) -> None:
         while self.state.sealed < stop:
             start = self.state.sealed
-            # A ring that was lapped (its writer ignored ``sealed``) holds only the newest.
-            end = min(stop, max(start, stop - self.ring.capacity) + _BATCH_RECORDS)
+            room = self.ring.capacity
+            end = min(stop, start + min(room, _BATCH_RECORDS))
             records = self.ring.committed(start, end)
+            if not len(records) and self.ring.next_committed(start, room) is None:
+                end = max(end, stop - room)  # a long run of dropped positions
             if not (final and end == stop):
                 whole = complete_length(records)
                 if whole < len(records):
