@@ -109,7 +109,9 @@ class _Residual(nn.Module):
         self.norm1, self.norm2 = nn.BatchNorm2d(outside), nn.BatchNorm2d(outside)
         self.relu = nn.ReLU(inplace=True)
         self.short = (
-            nn.Identity() if inside == outside else nn.Conv2d(inside, outside, 1, stride, bias=False)
+            nn.Identity()
+            if inside == outside
+            else nn.Conv2d(inside, outside, 1, stride, bias=False)
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

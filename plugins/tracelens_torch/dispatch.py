@@ -173,7 +173,10 @@ class DispatchEngine:
         if self._values is not None:
             self._values.step(step, active)
         self._hits_before = self._recorder.hits
-        if threading.get_ident() not in self._entered and not self._left:
+        if self._left:
+            # The update before raised, so nobody told of its end.
+            self.end_update()
+        elif threading.get_ident() not in self._entered:
             self._enter()
 
     def end_step(self, step: int) -> dict[str, float]:
@@ -259,9 +262,7 @@ class DispatchEngine:
             return self.nonfinite(parameters)
         gradients = [p.grad for p in parameters if p.grad is not None]
         with self.muted():
-            return int(
-                self._recorder.record_update(list(parameters), gradients, self._site(name))
-            )
+            return int(self._recorder.record_update(list(parameters), gradients, self._site(name)))
 
     def adopt(self, tensors: Sequence[torch.Tensor], of: Sequence[torch.Tensor]) -> None:
         """Let tensors have the producers that others have, one for one."""
@@ -333,7 +334,7 @@ class DispatchEngine:
         place = user_place()
         site = self._own_sites.get((name, *place))
         if site is None:
-            site = self._own_sites[name, *place] = self._sites.make(name, *place, None)
+            site = self._own_sites[(name, *place)] = self._sites.make(name, *place, None)
         return site
 
     # The mode

@@ -335,7 +335,7 @@ class PythonRecorder:
             low, high = self._range(argument) if kind else (0, 0)
             with self._values_lock:
                 out.append((argument, self._values.find(low, high) if high > low else NO_ID))
-            return 0 if high > low or kind and not argument.numel() else OpFlag.UNSEEN_INPUTS
+            return 0 if high > low or (kind and not argument.numel()) else OpFlag.UNSEEN_INPUTS
         if isinstance(argument, float):
             return 0 if math.isfinite(argument) else OpFlag.CONSTANT
         if isinstance(argument, (list, tuple)):

@@ -92,9 +92,9 @@ def describe(func: Any) -> Facts:
         writes = True
         if not returned & set(alias.before_set):
             written.append(KEYWORD if argument.kwarg_only else position)
-    if writes and len(written) < sum(1 for a in schema.arguments if _is_write(a)):
-        flags |= OpFlag.INPLACE
-    elif writes and not schema.returns:
+    if (writes and len(written) < sum(1 for a in schema.arguments if _is_write(a))) or (
+        writes and not schema.returns
+    ):
         flags |= OpFlag.INPLACE
     if aliases and not writes:
         flags |= OpFlag.VIEW
