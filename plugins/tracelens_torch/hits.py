@@ -38,11 +38,16 @@ def sinks_of(
         if is_nonfinite(loss):
             value_id = outcome.losses[place] if paired else NO_ID
             sinks.append(sink_fields("loss", "loss", step, loss, value_id, doubts))
-    for name, parameter in parameters:
-        gradient = parameter.grad
-        if gradient is not None and is_nonfinite(gradient):
-            value_id = _value(outcome, name)
-            sinks.append(sink_fields("gradient", name, step, gradient, value_id, doubts))
+    bad = [
+        (_value(outcome, name), name, parameter.grad)
+        for name, parameter in parameters
+        if parameter.grad is not None and is_nonfinite(parameter.grad)
+    ]
+    # One gradient stands for all that went bad together (`SinkFilter`): only it is described.
+    bad.sort(key=lambda entry: (entry[0] < 0, entry[0]))
+    for place, (value_id, name, gradient) in enumerate(bad):
+        fields = sink_fields("gradient", name, step, gradient, value_id, doubts, bare=place > 0)
+        sinks.append(fields)
     return sinks
 
 
@@ -58,15 +63,27 @@ def sink_fields(
     tensor: torch.Tensor,
     value_id: int,
     doubts: Sequence[str] = (),
+    *,
+    bare: bool = False,
 ) -> dict[str, Any]:
-    """Return the fields of a ``sink`` event for one bad tensor."""
+    """Return the fields of a ``sink`` event for one bad tensor.
+
+    Args:
+        sink: the kind of sink.
+        name: the tensor's name.
+        step: the step's number.
+        tensor: the bad tensor.
+        value_id: the value it holds, -1 unknown.
+        doubts: why the value's history may not be the first run's.
+        bare: leave its statistics out.
+    """
     fields: dict[str, Any] = {
         "sink": sink,
         "name": name,
         "step": step,
         "op_id": value_id >> SLOT_BITS if value_id >= 0 else NO_ID,
         "value_id": value_id,
-        **describe(tensor),
+        **({} if bare else describe(tensor)),
     }
     if doubts:
         fields["doubts"] = list(doubts)

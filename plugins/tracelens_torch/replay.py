@@ -246,6 +246,7 @@ class StepReplayer:
                         buffers=kept.buffers,
                         inputs=rerun.inputs_of(calls),
                         data=self.data,
+                        in_full=self._session.config.capture != "guard",
                     )
                 left = kept.left_gradient([parameter for _, parameter in own])
                 if outcome.ran and outcome.equal < outcome.compared and left:

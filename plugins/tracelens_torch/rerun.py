@@ -207,6 +207,7 @@ def rerun(
     buffers: BufferCopies,
     inputs: Sequence[torch.Tensor],
     data: DataWatch | None,
+    in_full: bool,
 ) -> None:
     """Run under capture with everything put back before and after; fill in the outcome.
 
@@ -220,6 +221,7 @@ def rerun(
         buffers: buffers at the start of the first call.
         inputs: tensors that came from outside, to be given a producer.
         data: tells which batch an input came in.
+        in_full: measure every output, not only the bad ones.
     """
     global _active
     leaves = {id(leaf): leaf for leaf in (*(parameter for _, parameter in parameters), *others)}
@@ -235,7 +237,7 @@ def rerun(
             first_by_id = dict(zip(leaves, first, strict=True))
             capture.start()
             stack.callback(capture.stop)
-            capture.begin_step(step, True)
+            capture.begin_step(step, in_full)
             _register_inputs(capture, inputs, data, step)
             run()
             _compare(parameters, first_by_id, capture, outcome)
