@@ -64,7 +64,7 @@ def main() -> None:
         tail = Tail(path)
         ages: dict[str, list[float]] = {"op": [], "event": []}
         polls: list[float] = []
-        missed = 0
+        missed = skipped = 0
         while process.is_alive():
             started = time.perf_counter()
             news = tail.poll()
@@ -73,6 +73,7 @@ def main() -> None:
             ages["op"] += [(now_ns - op.start_ns) / 1e6 for op in news.ops]
             ages["event"] += [(now_ns - event["t_ns"]) / 1e6 for event in news.events]
             missed += news.missed
+            skipped += news.skipped
             time.sleep(options.poll_ms / 1e3)
         process.join()
         tail.close()
@@ -83,7 +84,7 @@ def main() -> None:
         )
     print(
         f"polls: {len(polls)}, median {statistics.median(polls):.2f} ms each, every "
-        f"{options.poll_ms:g} ms; records missed: {missed}"
+        f"{options.poll_ms:g} ms; records skipped: {skipped}, missed: {missed}"
     )
 
 

@@ -110,7 +110,7 @@ def test_stored_tensors_are_mapped(
     with tl.load(tmp_path / "run.tltrace") as closed:
         assert closed.tensor("logits").tolist() == expected
         assert closed.tensor("logits", step=1)[1:].tolist() == expected[1:]
-        with pytest.raises(TraceError, match="no tensor 'x'.*logits"):
+        with pytest.raises(TraceError, match=r"no tensor 'x'.*logits"):
             closed.tensor("x")
         with pytest.raises(TraceError, match="not stored in step 9"):
             closed.tensor("logits", step=9)

@@ -15,10 +15,10 @@ import numpy as np
 from tracelens.errors import TraceError
 from tracelens.events import Op, OpFlag, RecordKind
 from tracelens.storage.catalog import ShardFiles, open_catalog
+from tracelens.storage.decode import RECORD_INPUTS, Decoder
 from tracelens.storage.eventcheck import clean_event
 from tracelens.storage.format import RECORD
 from tracelens.storage.live import LineFollower, open_ring
-from tracelens.storage.records import RECORD_INPUTS, op_from_records
 from tracelens.storage.ring import Records, RingReader
 from tracelens.storage.strings import StringReader
 
@@ -35,8 +35,10 @@ class News:
     """What happened since the last poll.
 
     Attributes:
-        ops: new ops in the order they were written, at most a poll's ``max_ops`` a shard.
+        ops: new ops, the newest of each shard, in the order of their ids.
         events: new events, oldest first in each shard; each has its ``rank``.
+        skipped: records left out because a poll had more than ``max_ops`` to deliver; a stream-mode
+            trace keeps them in its segments.
         missed: records that were overwritten before they could be read; a stream-mode trace
             has them in its segments.
         ended: shards whose writer closed them or died, all their news delivered.
@@ -44,6 +46,7 @@ class News:
 
     ops: list[Op] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
+    skipped: int = 0
     missed: int = 0
     ended: list[str] = field(default_factory=list)
 
@@ -72,8 +75,13 @@ class Tail:
         self._listed_at = 0.0
         self._list()
 
-    def poll(self, max_ops: int = 100_000) -> News:
-        """Return what is new. Never blocks, and never raises for damage."""
+    def poll(self, max_ops: int = 400) -> News:
+        """Return what is new. Never blocks, and never raises for damage.
+
+        Args:
+            max_ops: records to decode at most a shard; when more have come, only the newest are
+                delivered, so that a slow follower stays close to the writer.
+        """
         if time.monotonic() - self._listed_at >= _LIST_INTERVAL_S:
             self._list()
         if _SETTLE_S:
@@ -131,6 +139,7 @@ class _ShardTail:
         self._rank = files.state.rank
         self._strings = StringReader(files.strings) if files.strings else None
         self._values: dict[int, tuple[str, Any]] = {}
+        self._decoder = Decoder(self._lookup, self._rank)
         self._ring = _ring(files)
         self._position = 0
         self._hole_since: float | None = None
@@ -145,12 +154,14 @@ class _ShardTail:
 
     def poll(self, news: News, max_ops: int) -> None:
         over = self.is_over
-        moved = self._poll_ring(news, max_ops) if self._ring is not None else False
+        moved = False
         if self._events is not None:
             for event in self._events.read():
                 event["rank"] = self._rank
                 news.events.append(clean_event(event))
                 moved = True
+        if self._ring is not None:
+            moved = self._poll_ring(news, max_ops) or moved
         self.ended = over and not moved
 
     def close(self) -> None:
@@ -165,19 +176,24 @@ class _ShardTail:
         """Deliver new ops; returns whether the position moved."""
         assert self._ring is not None
         start = self._position
-        ops = 0
         waiting = len(self._held) > 0
-        while ops < max_ops:
-            stop = min(self._ring.scan(self._position), self._position + _BLOCK_RECORDS)
+        # What is written while this poll works is the next poll's, or it might never end.
+        end = self._ring.scan(start)
+        if end - start > max_ops:
+            news.skipped += end - max_ops - start
+            self._position = end - max_ops
+        while self._position <= end:
+            stop = min(end, self._position + _BLOCK_RECORDS)
             if stop == self._position:
                 if not self._skip_hole(news):
                     break
+                end = self._ring.scan(self._position)
                 continue
             self._hole_since = None
             records = self._ring.committed(self._position, stop)
             news.missed += stop - self._position - len(records)
             self._position = stop
-            ops += self._deliver(records, news)
+            self._deliver(records, news)
         if waiting and self._position == start:
             self._deliver(np.empty(0, dtype=RECORD), news)
         return self._position != start
@@ -203,35 +219,36 @@ class _ShardTail:
         self._hole_since = None
         return True
 
-    def _deliver(self, records: Records, news: News) -> int:
+    def _deliver(self, records: Records, news: News) -> None:
         if self._strings is not None:
             self._values = self._strings.refresh()
         held_before = set(self._held["op_id"].tolist())
         records = np.concatenate([self._held, records])
-        order = np.argsort(records["op_id"], kind="stable")
-        ids = records["op_id"][order]
+        records = records[np.argsort(records["op_id"], kind="stable")]
+        ids = records["op_id"]
         changes = np.flatnonzero(ids[1:] != ids[:-1]) + 1
         starts: list[int] = [0, *changes.tolist()] if len(ids) else []
+        wide = records["n_in"] > RECORD_INPUTS
+        hit = (records["flags"] & int(OpFlag.HIT)) != 0
+        may_go_on = (records["kind"] == RecordKind.OP) & (wide | hit)
+        rows = records.tolist()
         held: list[Records] = []
-        count = 0
         for low, high in zip(starts, [*starts[1:], len(ids)], strict=True):
-            parts = records[order[low:high]]
-            if _may_go_on(parts) and int(ids[low]) not in held_before and not self.is_over:
-                held.append(parts)
+            fresh = not self.is_over and int(ids[low]) not in held_before
+            if fresh and may_go_on[low:high].any() and _goes_on(records[low:high]):
+                held.append(records[low:high])
                 continue
-            op = op_from_records(parts, self._lookup, self._rank)
+            op = self._decoder.op_of_rows(rows[low:high])
             if op is not None:
                 news.ops.append(op)
-                count += 1
         self._held = np.concatenate(held) if held else np.empty(0, dtype=RECORD)
-        return count
 
     def _lookup(self, number: int) -> Any:
         entry = self._values.get(number)
         return None if entry is None else entry[1]
 
 
-def _may_go_on(parts: Records) -> bool:
+def _goes_on(parts: Records) -> bool:
     """Whether more records of this op may follow: more inputs, or statistics of a hit."""
     main = parts[parts["kind"] == RecordKind.OP]
     if len(main) != 1:

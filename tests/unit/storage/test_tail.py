@@ -80,6 +80,17 @@ def test_a_reader_that_was_lapped_goes_on_and_counts(tmp_path: Path) -> None:
     tail.close()
 
 
+def test_a_slow_follower_gets_the_newest_ops(tmp_path: Path) -> None:
+    trace = TraceBuilder(tmp_path / "run.tltrace")
+    tail = Tail(trace.path)
+    for _ in range(50):
+        trace.op()
+    news = tail.poll(max_ops=10)
+    assert [op.op_id for op in news.ops] == list(range(40, 50))
+    assert (news.skipped, news.missed) == (40, 0)
+    tail.close()
+
+
 def test_more_inputs_and_statistics_that_come_later_join_their_op(tmp_path: Path) -> None:
     trace = TraceBuilder(tmp_path / "run.tltrace")
     tail = Tail(trace.path)
