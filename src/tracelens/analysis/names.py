@@ -14,6 +14,9 @@ def words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+BATCH_OPS = frozenset({"DataLoader", "step_input"})
+"""Stand-ins for what hands over a batch, or the arguments of a decorated step."""
+
 FILLS = words(
     "full full_like new_full fill masked_fill fill_diagonal index_fill constant_pad_nd pad "
     "scalar_tensor tensor lift_fresh where const constant zeros ones"

@@ -12,7 +12,7 @@ import heapq
 from dataclasses import dataclass, field
 from itertools import count, islice
 
-from tracelens.analysis.names import FILLS, WHOLE_FILLS, canonical, display, words
+from tracelens.analysis.names import BATCH_OPS, FILLS, WHOLE_FILLS, canonical, display, words
 from tracelens.analysis.source import OpSource, producer_id
 from tracelens.analysis.state import FINITE, UNKNOWN, Bad, State, Values, output_of, passes_through
 from tracelens.events import MAX_SLOT, NO_ID, Op, OpFlag, Phase, Stats, TensorRecord
@@ -316,14 +316,11 @@ def _by_way_of_data(link: Link | None) -> bool:
     return False
 
 
-_BATCH_OPS = ("DataLoader", "step_input")
-
-
 def hands_over(op: Op) -> bool:
     """Tell whether an op hands over a batch (or a step's arguments) rather than computes one."""
     if op.phase is not Phase.DATA:
         return False
-    return op.name in _BATCH_OPS or all(tensor.value_id < 0 for tensor in op.inputs)
+    return op.name in BATCH_OPS or all(tensor.value_id < 0 for tensor in op.inputs)
 
 
 def looks_like_mask(stats: Stats | None) -> bool:

@@ -135,6 +135,13 @@ def test_an_op_outside_any_phase_is_told_as_forward(g: Graph) -> None:
     assert blamed(g, "read", bad)["first_cause"]["phase"] == "forward"
 
 
+def test_values_read_from_a_file_are_data_of_that_line(g: Graph) -> None:
+    read = g.op("aten::set_", phase=DATA, nan=1)
+    finding = blamed(g, "loss", g.op("aten::mm", read, nan=4))
+    assert finding["first_cause"]["phase"] == "data"
+    assert "batch" not in finding["first_cause"]["why"]
+
+
 def test_the_mean_of_nothing_is_its_own_cause(g: Graph) -> None:
     nothing = g.outside(shape=(0, 8), vmin=None, vmax=None)
     unmeasured = Value(nothing.record.__class__(shape=(0, 8), dtype="float32"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tracelens.analysis.names import FILLS
+from tracelens.analysis.names import BATCH_OPS, FILLS
 from tracelens.analysis.rules.case import Advice, Case, bad_counts, outcome, say, shown, then
 from tracelens.analysis.state import Bad
 from tracelens.events import OpFlag, Phase
@@ -53,6 +53,14 @@ def came_in(case: Case) -> Advice | None:
     tensor = case.tensor
     counts = f" ({bad_counts(tensor)})" if tensor is not None and tensor.stats else ""
     name = shown(case.op)
+    if case.origin == "data" and case.op.name not in BATCH_OPS:
+        return Advice(
+            "bad-data",
+            f"the values taken in by {name} were already non-finite{counts}: this line reads them "
+            "from a file, a list or an array.",
+            "check what is read here: assert torch.isfinite(x).all(), and repair its source "
+            "(torch.nan_to_num(x) for missing values)",
+        )
     if case.origin == "data":
         return Advice(
             "bad-data",
