@@ -70,7 +70,7 @@ def run(
 
 def why(path: Path) -> dict[str, Any]:
     findings = open_trace(path).findings()
-    assert findings, [e for e in open_trace(path).events("note")]
+    assert findings, open_trace(path).events("note")
     return dict(findings[0])
 
 

@@ -28,9 +28,7 @@ from tracelens.storage.reader import open_trace
 
 def observe(program: Path, engine: str, trace: Path) -> dict[str, Any]:
     """Run one program under a session; return ``why --json``'s object and how it ended."""
-    session = Session(
-        Config(path=trace, engine=engine, quiet=True), opened_by="tracelens run"
-    )
+    session = Session(Config(path=trace, engine=engine, quiet=True), opened_by="tracelens run")
     session.open()
     error: BaseException | None = None
     try:
