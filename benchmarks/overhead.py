@@ -170,9 +170,11 @@ def main() -> int:
         if not options.no_identity:
             steps = 5 if name == "mlp" else 2
             expected = fingerprint(WORKLOADS[name], plain, steps)
-            for mode in modes:
-                if fingerprint(WORKLOADS[name], MODES[mode], steps) != expected:
-                    different.append(f"{name} {mode}")
+            different += [
+                f"{name} {mode}"
+                for mode in modes
+                if fingerprint(WORKLOADS[name], MODES[mode], steps) != expected
+            ]
         measure(name, modes, options.rounds)
     if different:
         print(f"NOT bit-identical: {', '.join(different)}")

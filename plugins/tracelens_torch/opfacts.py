@@ -84,17 +84,17 @@ def describe(func: Any) -> Facts:
             returned |= set(result.alias_info.before_set)
             aliases = aliases or not result.alias_info.is_write
     written: list[int] = []
-    writes = False
+    writes = in_place = False
     for position, argument in enumerate(schema.arguments):
         alias = argument.alias_info
         if alias is None or not alias.is_write:
             continue
         writes = True
-        if not returned & set(alias.before_set):
+        if returned & set(alias.before_set):
+            in_place = True
+        else:
             written.append(KEYWORD if argument.kwarg_only else position)
-    if (writes and len(written) < sum(1 for a in schema.arguments if _is_write(a))) or (
-        writes and not schema.returns
-    ):
+    if in_place or (writes and not schema.returns):
         flags |= OpFlag.INPLACE
     if aliases and not writes:
         flags |= OpFlag.VIEW
@@ -102,10 +102,6 @@ def describe(func: Any) -> Facts:
         name, int(flags), int(_traits(name, namespace)),
         tuple(written) or _HIDDEN_WRITES.get(name, ()), func._op,
     )  # fmt: skip
-
-
-def _is_write(argument: Any) -> bool:
-    return argument.alias_info is not None and argument.alias_info.is_write
 
 
 def _traits(name: str, namespace: str) -> Trait:
