@@ -39,6 +39,7 @@ class Spoiler:
         self.on = torch.zeros(())
 
     def __call__(self, module: object, args: object, out: torch.Tensor) -> torch.Tensor:
+        """Return the output, spoiled or equal."""
         if self.kind == "forward":
             return out + torch.log(1.0 - 2.0 * self.on * torch.ones_like(out))
         return out + self.on * torch.sqrt((out - out) ** 2 + 1.0 - self.on)

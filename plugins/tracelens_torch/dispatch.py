@@ -131,6 +131,7 @@ class DispatchEngine:
                 self._on_failure,
             )  # fmt: skip
             self._recorder.full = self._full
+            self._recorder.any_device = self._replay
             self._mode = (_ReplayMode if self._replay else _PythonMode)(self._recorder)
         self._recorder.step = self._records.step = self._session.current_step
         self._enter()

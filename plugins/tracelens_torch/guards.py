@@ -46,6 +46,15 @@ def obstacle(parameters: Iterable[torch.Tensor], roots: Iterable[torch.nn.Module
     return ""
 
 
+def averages_gradients(roots: Iterable[torch.nn.Module]) -> bool:
+    """Return whether backward averages gradients over ranks (DistributedDataParallel)."""
+    return any(
+        getattr(part, "require_backward_grad_sync", False)
+        for root in roots
+        for part in root.modules()
+    )
+
+
 def takes_iterator(function: Callable[..., Any], args: Any, kwargs: Any) -> bool:
     """Return whether a function is given an iterator, or reaches one by closure or global name."""
     reachable = [*args, *kwargs.values()]

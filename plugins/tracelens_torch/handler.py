@@ -18,6 +18,7 @@ import torch
 from tracelens import stats
 from tracelens.events import NO_ID, OpFlag, Phase
 from tracelens_torch.frames import CodeKind, classify_code
+from tracelens_torch.nonfinite import is_nonfinite
 from tracelens_torch.opfacts import KEYWORD, Facts, Trait, describe, tensor_kind
 from tracelens_torch.opwriter import OpRun, OpWriter, thread_id, value_of
 from tracelens_torch.ranges import ValueRanges
@@ -61,6 +62,7 @@ class PythonRecorder:
         full: record views, durations, layouts and statistics of every output.
         phase: phase of ops outside a backward, ``OTHER`` for forward.
         muted: run ops without recording them.
+        any_device: look at tensors of accelerators too, which waits for the device: for replays.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class PythonRecorder:
         self.phase = int(Phase.OTHER)
         self.muted = False
         self.check = True
+        self.any_device = False
         self.ops = 0
         self.hits = 0
         self.failures = 0
@@ -441,9 +444,11 @@ class PythonRecorder:
         return _EXPONENT_BITS.get(made, 11) < _EXPONENT_BITS.get(source, 11)
 
     def is_bad(self, tensor: Any) -> bool:
-        """Return whether a CPU tensor holds a NaN or an Inf; False where nobody may look."""
+        """Return whether a tensor holds a NaN or an Inf; False where nobody may look."""
         if self._kind(type(tensor)) != 1:
             return False
+        if self.any_device and not tensor.is_cpu:
+            return is_nonfinite(tensor)
         found = stats.native.check(tensor) if stats.HAS_NATIVE else -1
         return bool(found) if found >= 0 else torch_is_bad(tensor)
 

@@ -20,6 +20,7 @@ import torch
 
 from tracelens_torch import guards, rerun
 from tracelens_torch.batches import tensors_in
+from tracelens_torch.nonfinite import is_nonfinite
 from tracelens_torch.rerun import Capture, Outcome
 from tracelens_torch.roots import MAX_CALLS, RootCall, RootCalls
 from tracelens_torch.snapshots import BufferCopies, BufferKeeper, HostRandom, RngState, Versions
@@ -248,6 +249,13 @@ class StepReplayer:
                         data=self.data,
                         in_full=self._session.config.capture != "guard",
                     )
+                averaged = guards.averages_gradients(self._roots.roots)
+                if (
+                    outcome.ran
+                    and averaged
+                    and not any(map(is_nonfinite, outcome.gradients.values()))
+                ):
+                    outcome.remarks.append("they are finite: other ranks made the bad ones")
                 left = kept.left_gradient([parameter for _, parameter in own])
                 if outcome.ran and outcome.equal < outcome.compared and left:
                     outcome.remarks.append("gradients were left from before the step")
@@ -295,6 +303,8 @@ class StepReplayer:
         calls: Sequence[StepCall | RootCall] = kept.calls if outcome.how == "step" else kept.roots
         if any(call.versions.changed() for call in calls):
             remark("an input was changed in place by the first run, and the second began with it")
+        if guards.averages_gradients(self._roots.roots):
+            remark("gradients were averaged over ranks, the second run's are this rank's own")
         uncopied = self._buffers.changed_uncopied(kept.buffers)
         if uncopied:
             remark(f"{uncopied} buffers had changed and could not be put back")
