@@ -1,9 +1,9 @@
 """From a hit to its op: how long running a bad step again takes, and whether it was the same step.
 
 Usage: ``python benchmarks/replay.py [mlp gpt conv] [--compiled]``. Prints, for a NaN planted in
-forward and one that only appears in backward: the median plain step (CPU time), the step with the hit
-(its
-replay and its explanation included) as a multiple of it, the replay's note, the line found.
+forward and one that only appears in backward: the median plain step (CPU time), the step with the
+hit (its replay and its explanation included) as a multiple of it, the replay's note, the line
+found.
 """
 
 from __future__ import annotations
