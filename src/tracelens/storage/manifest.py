@@ -176,11 +176,19 @@ def write_shard(run_dir: Path, state: ShardState) -> None:
     directory = run_dir / SHARDS_DIR
     temporary = directory / f".tmp-{state.shard}.json"
     try:
-        temporary.write_text(dumps(asdict(state)) + "\n")
+        temporary.write_text(dumps(_plain(state)) + "\n")
         temporary.replace(directory / f"{state.shard}.json")
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _plain(state: ShardState) -> dict[str, Any]:
+    """Return the state as JSON-ready values; ``asdict`` would copy every segment's deeply."""
+    values = {f.name: getattr(state, f.name) for f in fields(ShardState)}
+    names = [f.name for f in fields(Segment)]
+    values["segments"] = [{n: getattr(item, n) for n in names} for item in state.segments]
+    return values
 
 
 def read_shard(path: str | os.PathLike[str]) -> ShardState:

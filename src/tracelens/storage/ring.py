@@ -39,7 +39,8 @@ MAX_CAPACITY = 1 << 26
 RING_STATE = ("shard", "rank", "attempt", "host", "pid", "framework", "mode")
 """What a ring's header repeats of its shard's state, so that a lost shard file can be remade."""
 
-_COPY_RECORDS = 1 << 14
+_COPY_RECORDS = 1 << 12
+_RAW = np.dtype((np.void, RECORD_BYTES))
 
 _MAP_FIXED = 0x10
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -147,17 +148,21 @@ def copy_committed(ring: Records, start: int, stop: int) -> Records:
     """
     capacity = len(ring)
     start = max(start, 0, stop - capacity)
-    parts: list[Records] = []
-    while start < stop:
-        slot = start % capacity
-        count = min(stop - start, capacity - slot, _COPY_RECORDS)
-        live = ring[slot : slot + count]
-        copy = live.copy()
-        expected = np.arange(start + 1, start + count + 1, dtype=np.int64)
-        good = (copy["seq"] == expected) & (live["seq"] == expected)
-        parts.append(copy if good.all() else copy[good])
-        start += count
-    return np.concatenate(parts) if parts else np.empty(0, dtype=RECORD)
+    copy = np.empty(max(0, stop - start), dtype=RECORD)
+    good = np.empty(len(copy), dtype=bool)
+    for done in range(0, len(copy), _COPY_RECORDS):
+        positions = np.arange(start + done, min(start + done + _COPY_RECORDS, stop))
+        slot = int(positions[0]) % capacity
+        until = min(len(positions), capacity - slot)
+        for offset, live in (
+            (0, ring[slot : slot + until]),
+            (until, ring[: len(positions) - until]),
+        ):
+            part = slice(done + offset, done + offset + len(live))
+            copy.view(_RAW)[part] = live.view(_RAW)
+            expected = positions[offset : offset + len(live)] + 1
+            good[part] = (copy["seq"][part] == expected) & (live["seq"] == expected)
+    return copy if good.all() else copy[good]
 
 
 def highest_position(ring: Records) -> int:

@@ -30,7 +30,7 @@ from tracelens.storage.segments import SegmentStore
 from tracelens.storage.strings import StringReader
 from tracelens.storage.summary import write_run_tables
 
-SEAL_FRACTION = 0.25
+SEAL_FRACTION = 0.375
 """Seal once this part of the ring is committed: the rest takes what comes meanwhile."""
 
 SEAL_INTERVAL_S = 30.0
