@@ -108,12 +108,23 @@ class Judge:
             self._break(new[0])
 
     def _break(self, finding: dict[str, Any]) -> None:
+        """Open a prompt in the user's frame, at the line that runs now.
+
+        Raises:
+            BdbQuit: the user quit.
+        """
+        import bdb
         import pdb
 
         sys.stderr.write(text(finding) + "\n")
         frame = user_frame()
-        if frame is not None:
-            pdb.Pdb().set_trace(frame)
+        if frame is None:
+            return
+        debugger = pdb.Pdb()
+        debugger.reset()
+        debugger.interaction(frame, None)
+        if debugger.quitting:
+            raise bdb.BdbQuit
 
 
 def text(finding: dict[str, Any]) -> str:

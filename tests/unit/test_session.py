@@ -525,12 +525,15 @@ def test_default_paths_go_to_the_directory_of_the_environment(
     assert default_path("train") != first
 
 
-def run_script(folder: Path, source: str, **settings: str) -> subprocess.CompletedProcess[str]:
+def run_script(
+    folder: Path, source: str, typed: str = "", **settings: str
+) -> subprocess.CompletedProcess[str]:
     script = folder / "program.py"
     script.write_text(source)
     return subprocess.run(
         [sys.executable, str(script)],
         env={**os.environ, "PYTHONPATH": str(TOY), "TRACELENS_DIR": str(folder), **settings},
+        input=typed,
         capture_output=True,
         text=True,
         timeout=300,
@@ -582,6 +585,17 @@ def test_the_environment_can_make_a_bare_decorator_raise(tmp_path: Path) -> None
     done = run_script(tmp_path, BARE.replace("LIST", "[0.0]"), TRACELENS_NONFINITE="raise")
     assert done.returncode == 1
     assert "tracelens.errors.NonFiniteError" in done.stderr
+
+
+@pytest.mark.parametrize(("answer", "code"), [("continue", 0), ("quit", 1)])
+def test_break_opens_a_prompt_at_the_users_line(tmp_path: Path, answer: str, code: int) -> None:
+    source = BARE.replace("LIST", "[0.0]") + "print('went on')\n"
+    done = run_script(tmp_path, source, f"p x\nwhere\n{answer}\n", TRACELENS_NONFINITE="break")
+    assert done.returncode == code
+    assert "(Pdb) 0.0" in done.stdout
+    assert "-> train_step(x)" in done.stdout
+    assert "log" in done.stderr
+    assert ("went on" in done.stdout) == (code == 0)
 
 
 def test_a_bare_decorator_that_cannot_record_warns_once_and_stays_out_of_the_way(
