@@ -17,14 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-
-import torch
 
 GARBAGE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 CONSTANT = {"full", "fill", "fill_", "masked_fill", "masked_fill_", "full_like", "new_full"}
