@@ -108,11 +108,9 @@ class _Residual(nn.Module):
         self.conv2 = nn.Conv2d(outside, outside, 3, 1, 1, bias=False)
         self.norm1, self.norm2 = nn.BatchNorm2d(outside), nn.BatchNorm2d(outside)
         self.relu = nn.ReLU(inplace=True)
-        self.short = (
-            nn.Identity()
-            if inside == outside
-            else nn.Conv2d(inside, outside, 1, stride, bias=False)
-        )
+        self.short: nn.Module = nn.Identity()
+        if inside != outside:
+            self.short = nn.Conv2d(inside, outside, 1, stride, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = self.relu(self.norm1(self.conv1(x)))
