@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import resource
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -25,8 +27,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 from make_trace import Model, step_records
 
-from tracelens.storage.format import RECORD
 from tracelens.storage.ring import Records
+from tracelens.storage.sealer import Sealer
 from tracelens.storage.writer import ShardWriter
 
 CHUNK = 20_000
@@ -65,6 +67,38 @@ def write_cost_ns(directory: Path) -> dict[str, float]:
     }
 
 
+def sealing_cost_ns(directory: Path) -> dict[str, float]:
+    """Return CPU ns an op of sealing full rings in this process, start-up left out."""
+    model = Model()
+    random = np.random.default_rng(0)
+    steps = [step_records(model, step, random, step * 10**8) for step in range(8)]
+    writer = ShardWriter(directory / "seal.tltrace", mode="stream")
+    for kind, value in model.strings.values():
+        writer.intern(kind, value)
+    assert writer._sidecar is not None
+    os.kill(writer._sidecar.pid or 0, signal.SIGKILL)
+    while writer._sidecar.alive():
+        time.sleep(0.01)
+    sealer = Sealer(writer.run_dir, writer.shard)
+    costs = []
+    step = 0
+    for _ in range(8):
+        while (step + 1) * model.n_ops <= sealer.state.sealed + writer.capacity:
+            r = renumbered(steps[step % len(steps)], step, model.n_ops)
+            put(writer._ring.records, r, step * model.n_ops)
+            step += 1
+        before, started = sealer.state.sealed, time.process_time_ns()
+        sealer.poll(now=True)
+        costs.append((time.process_time_ns() - started) / (sealer.state.sealed - before))
+    sealer.close()
+    writer.close()
+    median = statistics.median(costs[1:])
+    return {
+        "cpu ns an op, sealing (median)": median,
+        "ops a second a free core seals": 1e9 / median,
+    }
+
+
 def sustained(directory: Path, n_ops: int) -> dict[str, float]:
     """Write ``n_ops`` as fast as the sealer takes them; return rates and sizes.
 
@@ -78,7 +112,7 @@ def sustained(directory: Path, n_ops: int) -> dict[str, float]:
     writer = ShardWriter(path, mode="stream", on_full="block")
     for number, (kind, value) in model.strings.items():
         assert writer.intern(kind, value) == number
-    ring = np.frombuffer(writer._ring.buffer, dtype=RECORD, count=writer.capacity, offset=4096)
+    ring = writer._ring.records
     n_steps = max(1, round(n_ops / model.n_ops))
     started = time.perf_counter()
     position = 0
@@ -138,6 +172,8 @@ def main() -> None:
     try:
         for name, ns in write_cost_ns(directory).items():
             print(f"{name:36} {ns:12.0f} ns an event    (goal: 700)")
+        for name, value in sealing_cost_ns(directory).items():
+            print(f"{name:36} {value:12,.1f}")
         for name, value in sustained(directory, options.ops).items():
             print(f"{name:36} {value:12,.1f}")
         print("goals: 1,000,000 ops a second, 24 bytes an op")
