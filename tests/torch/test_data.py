@@ -6,13 +6,16 @@ import gc
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from small_capture import ListSession
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+import tracelens as tl
+from tracelens.storage.reader import open_trace
 from tracelens_torch.batches import tensors_in
 from tracelens_torch.data import DataWatch, install_data, register_step_input
 
@@ -207,3 +210,28 @@ def test_a_steps_arguments_without_a_producer_get_one() -> None:
     assert register_step_input(engine, (net, known), {"y": {"z": new}}) == 0
     assert engine.registered == [("step_input", [(2,)])]
     assert register_step_input(engine, (known, net.weight), {}) == -1
+
+
+@pytest.mark.parametrize("engine", [None, "sentinel"])
+def test_a_bad_sample_is_named_by_its_index_in_the_dataset(
+    tmp_path: Path, engine: str | None
+) -> None:
+    torch.manual_seed(0)
+    samples = torch.randn(40, 8)
+    samples[23, 3] = float("nan")
+    net = torch.nn.Linear(8, 1)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+
+    def step(batch: torch.Tensor) -> None:
+        optimizer.zero_grad()
+        net(batch).mean().backward()
+        optimizer.step()
+
+    path = tmp_path / "run.tltrace"
+    with tl.trace(path, engine=engine, nonfinite="record", quiet=True):
+        traced = tl.trace(step)
+        for (batch,) in DataLoader(TensorDataset(samples), batch_size=10, shuffle=True):
+            traced(batch)
+    finding = open_trace(path).findings()[0]
+    assert finding["first_cause"]["phase"] == "data"
+    assert finding["data"]["sample_indices"] == [23]
