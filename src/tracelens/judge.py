@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 _KEPT_STEPS_BEFORE = 1
 """Steps kept before a bad one in flight mode: a bad update shows one step after it was made."""
 
+_KEPT_MASKED_STEPS = 3
+"""Steps kept in flight mode in which a bad value appeared that no sink saw: they name where."""
+
 _NOT_THE_USERS = ("tracelens", "torch", "tensorflow", "keras")
 
 
@@ -30,6 +33,7 @@ class Judge:
         self._pending: list[dict[str, Any]] = []
         self._seen: dict[tuple[Any, ...], dict[str, Any]] = {}
         self._announced = 0
+        self._masked_steps = 0
         self.findings: list[dict[str, Any]] = []
 
     @property
@@ -62,6 +66,16 @@ class Judge:
         session.writer.keep(max(0, min(steps) - _KEPT_STEPS_BEFORE), max(steps))
         self.findings.extend(found)
         return found
+
+    def keep_masked(self, step: int) -> None:
+        """Keep the ops of a step that made bad values, so that ``why`` can tell where they are.
+
+        Only the first such steps are kept: a program that masks values does so in every step.
+        """
+        if self.findings or self._masked_steps >= _KEPT_MASKED_STEPS:
+            return
+        self._masked_steps += 1
+        self._session.writer.keep(step, step)
 
     def _explained(self, sinks: list[dict[str, Any]]) -> list[dict[str, Any]]:
         from tracelens.analysis import cause

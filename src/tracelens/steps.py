@@ -121,6 +121,8 @@ class Steps:
         hits = int(scalars.pop("hits", 0))
         if unless_empty and n_ops <= 0:
             return
+        if hits:
+            session.judge.keep_masked(self.current)
         self._ended = {
             "step": self.current,
             "start_ns": self._started_ns,

@@ -186,9 +186,12 @@ def _masked(source: OpSource, known: Context) -> Iterable[Json]:
     """Yield the places that made a non-finite value which reached no sink."""
     values = Values(source)
     handled = {note.get("step") for note in known.notes if note.get("kind") == "overflow_handled"}
+    overflowed: set[int] = set()
     places: set[tuple[Any, ...]] = set()
     for op in _hit_ops(source):
         if op.step in handled and op.phase in (Phase.BACKWARD, Phase.OPTIMIZER):
+            overflowed.add(op.step)
+        if op.step in overflowed:  # what the program does with gradients that the scaler drops
             continue
         kind = origin_kind(values, op)
         if kind is Bad.NONE:
