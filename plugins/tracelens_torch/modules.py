@@ -59,7 +59,9 @@ class ModuleNames:
         known = self._paths.get(id(module))
         if known is not None and known[0]() is module:
             return known[1]
-        self.watch(_outermost(frame or sys._getframe(1)) or module)
+        outermost = _outermost(frame or sys._getframe(1))
+        # A module's truth may be its length, or an error: a compiled one that has none raises.
+        self.watch(module if outermost is None else outermost)
         known = self._paths.get(id(module))
         if known is not None and known[0]() is module:
             return known[1]
