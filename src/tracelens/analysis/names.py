@@ -58,6 +58,42 @@ NAN_OF_INF = words(
 """Ops that keep finite inputs finite, but can make a NaN of an Inf (``sin(inf)``, ``0 * inf``)."""
 
 
+_PICKS = words(
+    "index index_select gather take take_along_dim embedding embedding_bag masked_select "
+    "embedding_dense_backward"
+)
+_PUTS = words(
+    "index_put _index_put_impl index_add index_copy index_reduce scatter scatter_add "
+    "scatter_reduce masked_scatter put"
+)
+
+
+def holds_indices(name: str, position: int, count: int) -> bool:
+    """Tell whether an op's input holds indices or a mask, which are never non-finite.
+
+    Guard level keeps no dtype of an op that made nothing bad, so the position has to tell.
+
+    Args:
+        name: canonical name of the op.
+        position: which of its tensor inputs.
+        count: how many it has.
+
+    >>> [holds_indices("index", i, 2) for i in range(2)]
+    [False, True]
+    >>> [holds_indices("index_put", i, 4) for i in range(4)]
+    [False, True, True, False]
+    >>> [holds_indices("where", i, 3) for i in range(3)]
+    [True, False, False]
+    """
+    if name in _PICKS:
+        return position > 0
+    if name in _PUTS:
+        return 0 < position < max(2, count - 1)
+    if name in ("masked_fill", "index_fill"):
+        return position == 1
+    return name == "where" and position == 0 and count > 1
+
+
 @lru_cache(maxsize=4096)
 def canonical(name: str) -> str:
     """Return the plain lower-case name of an op, without namespace, overload or in-place mark.

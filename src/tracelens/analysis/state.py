@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from enum import IntFlag
 
 from tracelens.analysis.dtypes import is_float
-from tracelens.analysis.names import FINITE_FILLS, NAN_OF_INF, WHOLE_FILLS, canonical
+from tracelens.analysis.names import (
+    FINITE_FILLS,
+    NAN_OF_INF,
+    PREDICATES,
+    WHOLE_FILLS,
+    canonical,
+    holds_indices,
+)
 from tracelens.analysis.source import OpSource, producer_id
 from tracelens.events import MAX_SLOT, Op, OpFlag, Stats, TensorRecord
 
@@ -142,12 +149,16 @@ class Values:
         if not passes_through(op):
             return UNKNOWN
         name = canonical(op.name)
-        if name in FINITE_FILLS:
+        if name in FINITE_FILLS or name in PREDICATES:
             return FINITE
         found = Bad.ANY if op.flags & OpFlag.UNSEEN_INPUTS else Bad.NONE
         if op.flags & OpFlag.CONSTANT:
             found |= Bad.INF
-        for tensor in op.inputs[1:] if name in WHOLE_FILLS else op.inputs:
+        for position, tensor in enumerate(op.inputs):
+            if name in WHOLE_FILLS and position == 0:
+                continue
+            if holds_indices(name, position, len(op.inputs)):
+                continue
             if tensor.stats is not None and not tensor.overwritten:
                 found |= state_of_stats(tensor.stats).possible
             elif not tensor.dtype or is_float(tensor.dtype):

@@ -12,7 +12,15 @@ import heapq
 from dataclasses import dataclass, field
 from itertools import count, islice
 
-from tracelens.analysis.names import BATCH_OPS, FILLS, WHOLE_FILLS, canonical, display, words
+from tracelens.analysis.names import (
+    BATCH_OPS,
+    FILLS,
+    WHOLE_FILLS,
+    canonical,
+    display,
+    holds_indices,
+    words,
+)
 from tracelens.analysis.source import OpSource, producer_id
 from tracelens.analysis.state import FINITE, UNKNOWN, Bad, State, Values, output_of, passes_through
 from tracelens.events import MAX_SLOT, NO_ID, Op, OpFlag, Phase, Stats, TensorRecord
@@ -160,8 +168,14 @@ class Walk:
         self._judge(op, task.kind, link, reasons)
 
     def _judge(self, op: Op, kind: Bad, link: Link, reasons: tuple[str, ...]) -> None:
-        states = [self._input_state(op, tensor) for tensor in op.inputs]
-        if canonical(op.name) in WHOLE_FILLS:
+        name = canonical(op.name)
+        states = [
+            FINITE
+            if holds_indices(name, position, len(op.inputs))
+            else self._input_state(op, tensor)
+            for position, tensor in enumerate(op.inputs)
+        ]
+        if name in WHOLE_FILLS:
             states[:1] = [FINITE] * len(states[:1])
         possible = Bad.NONE
         sure = Bad.NONE
@@ -174,7 +188,7 @@ class Walk:
             doubt = (*reasons, f"not every input of {display(op.name)} was measured")
             self._follow(op, kind, states, link, doubt)
             self._found("op", kind, link, doubt, rank=1)
-        elif op.flags & OpFlag.CONSTANT and (kind is Bad.INF or canonical(op.name) in FILLS):
+        elif op.flags & OpFlag.CONSTANT and (kind is Bad.INF or name in FILLS):
             # A NaN that the program writes on purpose is still what made everything NaN.
             self._found("constant", kind, link, reasons, rank=0 if kind is Bad.NAN else 2)
         elif kind is Bad.NAN and possible & Bad.INF:
