@@ -72,6 +72,17 @@ PROGRAMS = {
         threading.Thread(target=work).start()
         print("main")
     """,
+    "a thread pool that is never shut down": """
+        import time
+        from concurrent.futures import ThreadPoolExecutor
+        pool = ThreadPoolExecutor(3)
+        def work(n):
+            time.sleep(0.05 * n)
+            if n == 4:
+                print("the last", flush=True)
+        for n in range(5):
+            pool.submit(work, n)
+    """,
     "an exception in a thread": """
         import threading
         def work():

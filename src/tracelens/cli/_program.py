@@ -13,14 +13,13 @@ import io
 import os
 import re
 import sys
-import threading
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, TracebackType
-from typing import Any
 
+from tracelens.cli._threads import join_threads
 from tracelens.errors import EXIT_INTERRUPTED, EXIT_OK, TraceLensError
 
 _OWN_MODULE = re.compile(r"tracelens(_\w+)?(\.|$)")
@@ -101,7 +100,7 @@ class Program:
             outcome = Outcome(_CRASHED, error)
         if os.getpid() == pid:
             with contextlib.suppress(KeyboardInterrupt):
-                _join_threads()
+                join_threads()
         # The module stays alive (and in sys.modules): atexit functions of the program use it.
         _keep.append(own_main)
         return outcome
@@ -261,14 +260,6 @@ def without_own_frames(trace: TracebackType | None) -> TracebackType | None:
     for index, item in enumerate(kept):
         item.tb_next = kept[index + 1] if index + 1 < len(kept) else None
     return kept[0] if kept else None
-
-
-def _join_threads() -> None:
-    """Wait for the program's threads, which the interpreter would do before it exits."""
-    me: Any = threading.current_thread()
-    for thread in threading.enumerate():
-        if thread is not me and not thread.daemon:
-            thread.join()
 
 
 def split(
