@@ -53,6 +53,7 @@ class TorchBackend:
             self._use_sentinel(self._engine)
         else:
             self._uninstall.append(install_updates(self))
+            self._uninstall.append(compiled.watch_compile(self._expect_compiled))
 
     def stop(self) -> None:
         """Stop observing and leave torch as it was found."""
@@ -79,8 +80,9 @@ class TorchBackend:
         """A step begins."""
         engine = self._running()
         engine.begin_step(step, active)
+        compiled_seen = self._compiled.poll()
         if self._sentinel is None:
-            if self._compiled.poll():
+            if compiled_seen:
                 self._add_sentinel(engine)
         elif self._sentinel is not engine:
             self._sentinel.begin_step(step, active)
@@ -256,6 +258,11 @@ class TorchBackend:
     def _forget_modules(self) -> None:
         if self._engine is not None and not sys.is_finalizing():
             self._engine.forget_modules()
+
+    def _expect_compiled(self) -> None:
+        """The program asks for a compiled region, which the engine will not see into."""
+        if self._engine is not None and self._sentinel is None:
+            self._add_sentinel(self._engine)
 
     def _add_sentinel(self, engine: Engine) -> None:
         """Judge steps by their loss and gradients too: the engine does not see every op."""

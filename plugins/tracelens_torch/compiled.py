@@ -6,8 +6,9 @@ they run, the sentinel has to run too.
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
@@ -91,6 +92,33 @@ class CompileWatch:
             return "in functions of libraries"
         more = len(places) - _NAMED
         return ", ".join(places[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def watch_compile(asked: Callable[[], None]) -> Callable[[], None]:
+    """Call back when the program asks `torch.compile` for a region.
+
+    What runs a bad step again has to see the first step from its beginning, so it must be ready
+    before the region first runs.
+
+    Args:
+        asked: called each time, before the region is made.
+
+    Returns:
+        What leaves `torch.compile` as it was found.
+    """
+    original = torch.compile
+
+    @functools.wraps(original)
+    def compile(*args: Any, **kwargs: Any) -> Any:
+        asked()
+        return original(*args, **kwargs)
+
+    def uninstall() -> None:
+        if torch.compile is compile:
+            torch.compile = original
+
+    torch.compile = compile
+    return uninstall
 
 
 def codes() -> list[CodeType]:

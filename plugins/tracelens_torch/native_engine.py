@@ -153,8 +153,7 @@ class NativeEngine:
         """
         if self._ops_level:
             return self.nonfinite(parameters)
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        return int(self._native.record_update(parameters, gradients, self._site(name)))
+        return int(self._native.record_update(parameters, name))
 
     def adopt(self, tensors: Sequence[torch.Tensor], of: Sequence[torch.Tensor]) -> None:
         """Let tensors have the producers that others have, one for one."""

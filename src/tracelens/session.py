@@ -277,11 +277,14 @@ class Session:
             t: ``"step"``, ``"data"`` or ``"note"``.
             **fields: its keys (see ``docs/design.md``).
         """
+        if t != "step":
+            self._steps.flush()
         self._recent[t].append({"t": t, **fields})
         self.writer.event(t, **fields)
 
     def context(self) -> dict[str, Any]:
         """What the analysis may want to know beside the ops: recent events by kind."""
+        self._steps.flush()
         return {
             "data": list(self._recent["data"]),
             "steps": list(self._recent["step"]),

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
 Event = dict[str, Any]
 
+HELD_NS = 20_000_000
+"""Ended steps are written together once the first of them is this old: a system call in the
+middle of a step costs far more than its own time. A killed process may lose that much of them;
+their ops are in the ring."""
+
 
 class Mark(IntEnum):
     """What ends a step, weakest first."""
@@ -44,6 +49,7 @@ class Steps:
         self._first_op_id = 0
         self._ended: Event | None = None
         self._waiting: Event | None = None
+        self._held: list[Event] = []
 
     def begin(self) -> None:
         """Begin the current step."""
@@ -104,6 +110,13 @@ class Steps:
             self._end(unless_empty=self._mark is not Mark.NONE)
         self._commit()
         self._write_waiting()
+        self.flush()
+
+    def flush(self) -> None:
+        """Write the ended steps that are held back."""
+        held, self._held = self._held, []
+        for event in held:
+            self._write(event)
 
     def _begin_next(self) -> None:
         self.current += 1
@@ -144,12 +157,18 @@ class Steps:
             if any(_is_on_device(value) for value in event["scalars"].values()):
                 self._waiting = event
             else:
-                self._write(event)
+                self._hold(event)
 
     def _write_waiting(self) -> None:
         if self._waiting is not None:
             event, self._waiting = self._waiting, None
-            self._write(event)
+            self._hold(event)
+
+    def _hold(self, event: Event) -> None:
+        self._held.append(event)
+        first: int = self._held[0]["start_ns"]
+        if event["start_ns"] + event["duration_ns"] - first >= HELD_NS:
+            self.flush()
 
     def _write(self, event: Event) -> None:
         number = self._session.observers.number

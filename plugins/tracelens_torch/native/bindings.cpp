@@ -92,8 +92,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("set_phase", [](int phase) { observer_phase(uint8_t(phase)); });
   m.def("mute_thread", [](bool muted) { return observer_mute(muted); });
   m.def("hush_thread", [](bool hushed) {
-    // A thread that a profiler listens to keeps its events.
-    if (!at::get_record_function_tls_().sorted_tls_callbacks_.empty()) return false;
+    if (profiled()) return false;
     at::enableRecordFunction(!hushed);
     return true;
   });
@@ -120,9 +119,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     }
     return -1;
   });
-  m.def("record_update", [o](py::iterable parameters, py::iterable gradients, int32_t site) {
-    auto written = tensors_of(parameters), read = tensors_of(gradients);
-    return o()->record_update(written, read, site);
+  m.def("record_update", [o](py::iterable parameters, const std::string& name) {
+    auto written = tensors_of(parameters);
+    return o()->record_update(written, name);
   });
   m.def("adopt", [o](py::iterable tensors, py::iterable of) {
     auto to = tensors_of(tensors), from = tensors_of(of);

@@ -23,19 +23,16 @@ uint16_t classify_op(const std::string& name) {
   return uint16_t(flags < 0 ? 0 : flags);
 }
 
-CodeClass classify_code(PyObject* code) {
-  bool busy = false;
-  PythonCall call(busy);
-  PyObject* r = PyObject_CallFunctionObjArgs(Observer::get().py_classify_code, code, nullptr);
-  const long kind = r ? PyLong_AsLong(r) : kFrameworkCode;
-  Py_XDECREF(r);
-  PyErr_Clear();
-  const auto result = CodeClass(kind <= 0 ? kFrameworkCode : kind);
-  Observer::get().codes.add(code, result);
-  return result;
-}
-
 bool is_bad_scalar(const c10::IValue& v) { return v.isDouble() && !std::isfinite(v.toDouble()); }
+
+// Turning a thread's events off and on costs about as much as two of them: it pays for ops whose
+// implementation sends more (addmm: expand, as_strided, copy_ …).
+constexpr int kLearnedCalls = 16;
+constexpr int kManyBelow = 3;
+bool sends_many(const OpInfo& info) {
+  return info.calls.load(std::memory_order_relaxed) >= kLearnedCalls &&
+         info.below.load(std::memory_order_relaxed) >= kManyBelow * kLearnedCalls;
+}
 
 // "autograd::engine::evaluate_function: MulBackward0"
 bool is_engine_scope(const char* name) { return std::strncmp(name, "autograd::engine::", 18) == 0; }
@@ -53,6 +50,18 @@ int exponent_bits(c10::ScalarType t) {
 }
 
 }  // namespace
+
+CodeClass classify_code(PyObject* code) {
+  bool busy = false;
+  PythonCall call(busy);
+  PyObject* r = PyObject_CallFunctionObjArgs(Observer::get().py_classify_code, code, nullptr);
+  const long kind = r ? PyLong_AsLong(r) : kFrameworkCode;
+  Py_XDECREF(r);
+  PyErr_Clear();
+  const auto result = CodeClass(kind <= 0 ? kFrameworkCode : kind);
+  Observer::get().codes.add(code, result);
+  return result;
+}
 
 void Observer::start(const Settings& s) {
   settings = s;
@@ -72,7 +81,7 @@ void Observer::start(const Settings& s) {
         at::RecordFunctionCallback(start_hook, end_hook)
             .needsInputs(true)
             .needsOutputs(true)
-            .scopes({at::RecordScope::FUNCTION, at::RecordScope::BACKWARD_FUNCTION}));
+            .scopes({at::RecordScope::FUNCTION}));
   enabled = true;
 }
 
@@ -92,6 +101,8 @@ ThreadState& Observer::state() {
   }
   return ts;
 }
+
+bool profiled() { return !at::get_record_function_tls_().sorted_tls_callbacks_.empty(); }
 
 void observer_phase(uint8_t phase) { Observer::get().state().phase = phase; }
 
@@ -126,23 +137,13 @@ void Observer::add_parameters(const std::vector<at::Tensor>& tensors) {
 std::unique_ptr<at::ObserverContext> Observer::on_start(const at::RecordFunction& rf) {
   if (!enabled.load(std::memory_order_relaxed)) return nullptr;
   ThreadState& ts = state();
-  if (ts.busy || ts.opaque) return nullptr;
+  if (ts.busy) return nullptr;
+  if (ts.opaque) {
+    ++ts.below;
+    return nullptr;
+  }
   try {
-    if (rf.scope() == at::RecordScope::BACKWARD_FUNCTION) {
-      OpenBackward b{&rf, kNoId, 0};
-      const Forward& f = forward_slot(rf.seqNr(), rf.forwardThreadId());
-      if (rf.seqNr() >= 0 && f.seq.load(std::memory_order_acquire) == rf.seqNr() &&
-          f.thread == rf.forwardThreadId()) {
-        b.fwd_op = f.op_id;
-        b.fwd_site = f.site;
-      }
-      ts.backward.push_back(b);
-      return nullptr;
-    }
-    if (is_engine_scope(rf.name())) {
-      ts.backward.push_back({&rf, kNoId, 0});
-      return nullptr;
-    }
+    if (is_engine_scope(rf.name())) return nullptr;
     if (ts.depth + 1 >= int(ts.open.size())) ts.open.resize(ts.open.size() * 2);
     const OpInfo& info = ts.ops.find(rf, classify_op);
     OpenOp& op = ts.open[ts.depth];
@@ -164,14 +165,14 @@ std::unique_ptr<at::ObserverContext> Observer::on_start(const at::RecordFunction
                           !(info.flags & (kHarmless | kGarbage | kConstant | kView));
       take_inputs(ts, rf, op,
                   settings.ops_level || checks || info.cast || !info.written.empty() || first_looks);
-      const bool in_backward = !ts.backward.empty();
+      const Backward backward = running_backward();
       const Place place = find_place(codes, classify_code);
-      op.phase = ts.phase == kOptimizer                                 ? uint8_t(kOptimizer)
-                 : in_backward || (place.in_engine && !place.code)      ? uint8_t(kBackward)
-                 : place.in_engine                                      ? uint8_t(kBackward)
-                 : ts.phase != kOther                                   ? ts.phase
-                                                                        : uint8_t(kForward);
-      op.site = site_of(ts, info, place, op);
+      op.phase = ts.phase == kOptimizer                   ? uint8_t(kOptimizer)
+                 : backward.running || place.in_engine ? uint8_t(kBackward)
+                 : ts.phase != kOther                  ? ts.phase
+                                                       : uint8_t(kForward);
+      op.fwd_op = backward.fwd_op;
+      op.site = site_of(ts, info, place, backward.fwd_site, op);
       if (first_looks && !op.inputs.empty()) {
         const at::TensorImpl* first = op.inputs[0].get();
         const bool loss = info.ones_like && place.in_make_grads;
@@ -182,16 +183,22 @@ std::unique_ptr<at::ObserverContext> Observer::on_start(const at::RecordFunction
         std::lock_guard<std::mutex> lock(sinks_mutex_);
         tested_ = make_sink("exception", "", op.op_id, op.in_ids[0], op.inputs[0].get(), false);
       }
-      if (rf.seqNr() >= 0 && (!info.composite || info.by_string)) {
-        Forward& f = forward_slot(rf.seqNr(), rf.threadId());
-        f.thread = rf.threadId();
-        f.op_id = op.op_id;
-        f.site = op.site;
-        f.seq.store(rf.seqNr(), std::memory_order_release);
-      }
+      if (rf.seqNr() >= 0 && (!info.composite || info.by_string)) remember_forward(rf, op);
+    } else if (info.view && rf.seqNr() >= 0) {
+      // Not recorded, but its line is that of the op its backward function will run.
+      op.op_id = kNoId;
+      op.site = site_of(ts, info, find_place(codes, classify_code), running_backward().fwd_site, op);
+      remember_forward(rf, op);
     }
     ++ts.depth;
-    if (info.opaque && !modes && !(op.flags & kUnseenInputs)) ts.opaque = &rf;
+    if (info.opaque && !modes && !(op.flags & kUnseenInputs)) {
+      ts.opaque = &rf;
+      ts.below = 0;
+      if (sends_many(info) && !profiled()) {
+        at::enableRecordFunction(false);
+        ts.hushed = &rf;
+      }
+    }
   } catch (const std::exception& e) {
     failed(e.what());
   } catch (...) {
@@ -236,12 +243,31 @@ void Observer::take_inputs(ThreadState& ts, const at::RecordFunction& rf, OpenOp
   }
 }
 
-int32_t Observer::site_of(ThreadState& ts, const OpInfo& info, const Place& place, OpenOp& op) {
+void Observer::remember_forward(const at::RecordFunction& rf, const OpenOp& op) {
+  Forward& f = forward_slot(rf.seqNr(), rf.threadId());
+  f.thread = rf.threadId();
+  f.op_id = op.op_id;
+  f.site = op.site;
+  f.seq.store(rf.seqNr(), std::memory_order_release);
+}
+
+// The function that autograd runs on this thread, if it does, tied to its forward op by the
+// sequence number and thread that made it.
+Observer::Backward Observer::running_backward() {
+  const auto function = torch::autograd::get_current_node();
+  if (!function) return {};
+  const auto seq = int64_t(function->sequence_nr());
+  const Forward& f = forward_slot(seq, function->thread_id());
+  if (seq < 0 || f.seq.load(std::memory_order_acquire) != seq || f.thread != function->thread_id())
+    return {true, kNoId, 0};
+  return {true, f.op_id, f.site};
+}
+
+int32_t Observer::site_of(ThreadState& ts, const OpInfo& info, const Place& place,
+                          int32_t fwd_site, OpenOp& op) {
   SiteKey key{&info, nullptr, place.module, 0};
-  int32_t fwd_site = 0;
-  if (!ts.backward.empty()) op.fwd_op = ts.backward.back().fwd_op;
   const bool user_frame = place.code && !place.in_engine;
-  if (!user_frame && !ts.backward.empty()) fwd_site = ts.backward.back().fwd_site;
+  if (user_frame) fwd_site = 0;
   if (fwd_site) {
     key.at = fwd_site;
     key.module = nullptr;
@@ -281,20 +307,20 @@ int32_t Observer::site_of(ThreadState& ts, const OpInfo& info, const Place& plac
 
 void Observer::on_end(const at::RecordFunction& rf) {
   ThreadState& ts = state();
-  if (ts.busy) return;
-  if (!ts.backward.empty() && ts.backward.back().rf == &rf) {
-    const OpenBackward ended = ts.backward.back();
-    ts.backward.pop_back();
-    if (rf.scope() == at::RecordScope::BACKWARD_FUNCTION && !ts.backward.empty() &&
-        is_engine_scope(ts.backward.back().rf->name())) {
-      ts.backward.back().fwd_op = ended.fwd_op;
-      ts.backward.back().fwd_site = ended.fwd_site;
-    }
-    return;
+  if (ts.hushed == &rf) {
+    at::enableRecordFunction(true);
+    ts.hushed = nullptr;
   }
+  if (ts.busy) return;
   if (ts.depth == 0 || ts.open[ts.depth - 1].rf != &rf) return;
   OpenOp& op = ts.open[ts.depth - 1];
-  if (ts.opaque == &rf) ts.opaque = nullptr;
+  if (ts.opaque == &rf) {
+    ts.opaque = nullptr;
+    if (op.info->calls.load(std::memory_order_relaxed) < kLearnedCalls) {
+      op.info->calls.fetch_add(1, std::memory_order_relaxed);
+      op.info->below.fetch_add(ts.below, std::memory_order_relaxed);
+    }
+  }
   --ts.depth;
   try {
     if (enabled.load(std::memory_order_relaxed) && !op.silent) finish(ts, rf, op);

@@ -4,6 +4,7 @@
 #include <ATen/record_function.h>
 #include <Python.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
+#include <torch/csrc/autograd/function.h>
 
 #include <array>
 #include <atomic>
@@ -50,14 +51,6 @@ struct OpenOp {
   std::vector<int> in_args;
 };
 
-// A backward function that is running on this thread: autograd's own scope, or the engine's
-// wider one around it, in which gradients are summed for the next function.
-struct OpenBackward {
-  const at::RecordFunction* rf;
-  int64_t fwd_op;
-  int32_t fwd_site;
-};
-
 struct SiteKey {
   const OpInfo* info = nullptr;
   const void* where = nullptr;  // code object, or null with `at` a forward op's site
@@ -87,7 +80,8 @@ struct ThreadState {
   std::vector<OpenOp> open = std::vector<OpenOp>(32);
   int depth = 0;
   const at::RecordFunction* opaque = nullptr;  // everything below it is implementation detail
-  std::vector<OpenBackward> backward;
+  const at::RecordFunction* hushed = nullptr;  // no events are even sent from below it
+  int below = 0;                               // events from below the opaque op
   OpTable ops;
   std::unordered_map<SiteKey, int32_t, SiteHash> sites;
   uint64_t epoch = 0;
@@ -117,8 +111,7 @@ class Observer {
 
   int64_t register_data(const std::vector<at::Tensor>& tensors, int32_t site, bool only_unknown);
   // Tells what an unobserved optimizer step wrote; returns the index of its first bad parameter.
-  int record_update(const std::vector<at::Tensor>& parameters,
-                    const std::vector<at::Tensor>& gradients, int32_t site);
+  int record_update(const std::vector<at::Tensor>& parameters, const std::string& name);
   int check_sinks(const char* kind, const std::vector<at::Tensor>& tensors,
                   const std::vector<std::string>& names, int64_t op_id);
   std::vector<Sink> take_sinks();
@@ -153,7 +146,16 @@ class Observer {
     int32_t site = 0;
   };
 
-  int32_t site_of(ThreadState& ts, const OpInfo& info, const Place& place, OpenOp& op);
+  struct Backward {
+    bool running = false;
+    int64_t fwd_op = kNoId;
+    int32_t fwd_site = 0;
+  };
+
+  Backward running_backward();
+  void remember_forward(const at::RecordFunction& rf, const OpenOp& op);
+  int32_t site_of(ThreadState& ts, const OpInfo& info, const Place& place, int32_t fwd_site,
+                  OpenOp& op);
   void take_inputs(ThreadState& ts, const at::RecordFunction& rf, OpenOp& op, bool keep);
   void finish(ThreadState& ts, const at::RecordFunction& rf, OpenOp& op);
   void write_op(ThreadState& ts, OpenOp& op, const std::vector<const at::TensorImpl*>& outs,
@@ -183,6 +185,10 @@ class Observer {
   at::CallbackHandle handle_ = at::INVALID_CALLBACK_HANDLE;
 };
 
+// Asks Python, once per code object, whose code it is.
+CodeClass classify_code(PyObject* code);
+// Whether a profiler listens to the calling thread: it must miss nothing.
+bool profiled();
 // The phase that the calling thread's ops belong to (kOther: found from the frames).
 void observer_phase(uint8_t phase);
 // Stops or resumes observing the calling thread; returns what it was.

@@ -4,6 +4,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/record_function.h>
 
+#include <atomic>
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -16,6 +17,7 @@
 namespace tracelens {
 
 struct OpInfo {
+  explicit OpInfo(std::string op_name) : name(std::move(op_name)) {}
   std::string name;
   uint16_t flags = 0;          // OpFlag bits that always hold (HARMLESS, GARBAGE, CONSTANT, VIEW, INPLACE)
   bool composite = false;      // decomposes into other operators
@@ -28,6 +30,8 @@ struct OpInfo {
   bool cast = false;           // harmless unless the dtype changes
   bool arithmetic_write = false;  // add_, mul_, addcdiv_ …: what an update does to a parameter
   bool by_string = false;      // not an operator: a Python autograd.Function, a user's label
+  // How often it ran and how many events its implementation sent meanwhile, for a while.
+  mutable std::atomic<int32_t> calls{0}, below{0};
   std::vector<int> written;    // indices of arguments it writes, where it returns nothing
 };
 
@@ -75,8 +79,7 @@ class OpTable {
   }
 
   static std::unique_ptr<OpInfo> describe(const std::string& name, const std::string& overload) {
-    auto info = std::make_unique<OpInfo>();
-    info->name = name;
+    auto info = std::make_unique<OpInfo>(name);
     auto handle = c10::Dispatcher::singleton().findSchema({name, overload});
     if (!handle) {
       info->by_string = true;

@@ -13,11 +13,7 @@ int64_t Observer::value_id(const at::Tensor& tensor) {
 int64_t Observer::register_data(const std::vector<at::Tensor>& tensors, int32_t site, bool only_unknown) {
   ThreadState& ts = state();
   OpenOp op;
-  static const OpInfo info = [] {
-    OpInfo i;
-    i.name = "data";
-    return i;
-  }();
+  static const OpInfo info("data");
   op.info = &info;
   op.phase = kData;
   op.site = site;
@@ -46,35 +42,36 @@ int64_t Observer::register_data(const std::vector<at::Tensor>& tensors, int32_t 
   return op.op_id;
 }
 
-int Observer::record_update(const std::vector<at::Tensor>& parameters,
-                            const std::vector<at::Tensor>& gradients, int32_t site) {
-  static const OpInfo info = [] {
-    OpInfo i;
-    i.name = "update";
-    return i;
-  }();
+int Observer::record_update(const std::vector<at::Tensor>& parameters, const std::string& name) {
   static thread_local OpenOp op;
+  static thread_local std::unordered_map<std::string, std::unique_ptr<OpInfo>> known;
+  auto& info = known[name];
+  if (!info) info = std::make_unique<OpInfo>(name);
   ThreadState& ts = state();
-  op.info = &info;
+  op.info = info.get();
   op.phase = kOptimizer;
-  op.site = site;
   op.flags = kInplace;
   op.fwd_op = kNoId;
   op.op_id = ring.reserve_op_id();
   op.start_ns = monotonic_ns();
+  op.site = site_of(ts, *info, find_place(codes, classify_code), 0, op);
+  op.flags = kInplace;
   op.in_ids.clear();
   op.inputs.clear();
-  for (const auto& t : gradients) {
-    Span span;
-    op.in_ids.push_back(span_of(t.unsafeGetTensorImpl(), span) ? values.find(span) : kNoId);
-    op.inputs.push_back(t.getIntrusivePtr());
-  }
   std::vector<const at::TensorImpl*> outs;
   std::vector<int64_t> ids;
+  outs.reserve(parameters.size());
+  ids.reserve(parameters.size());
   int first_bad = -1;
   for (size_t i = 0; i < parameters.size(); ++i) {
     const at::TensorImpl* impl = parameters[i].unsafeGetTensorImpl();
+    const at::Tensor& gradient = parameters[i].grad();
     Span span;
+    if (gradient.defined()) {
+      const bool plain = span_of(gradient.unsafeGetTensorImpl(), span);
+      op.in_ids.push_back(plain ? values.find(span) : kNoId);
+      op.inputs.push_back(gradient.getIntrusivePtr());
+    }
     ids.push_back(value_of(op.op_id, int64_t(i)));
     outs.push_back(impl);
     if (span_of(impl, span)) values.write(span, ids.back(), true);
