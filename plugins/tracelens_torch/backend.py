@@ -187,6 +187,8 @@ class TorchBackend:
             self._bad_gradients = True
             if self._sentinel.explained:
                 engine.drop_sinks()
+            elif engine is not self._sentinel:
+                self._check_gradients(engine, optimizer)
         else:
             self._bad_gradients = engine.suspicious and self._check_gradients(engine, optimizer)
         engine.begin_update(observe=closure)
@@ -268,6 +270,7 @@ class TorchBackend:
         """Judge steps by their loss and gradients too: the engine does not see every op."""
         from tracelens_torch.sentinel import Sentinel
 
+        compiled.keep_out_of_dynamo()  # what the import above brought too
         sentinel = Sentinel(self._session, self._modules, muted=engine.muted)
         sentinel.start()
         sentinel.begin_step(self._session.current_step)

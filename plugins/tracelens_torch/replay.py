@@ -249,6 +249,11 @@ class StepReplayer:
                         data=self.data,
                         in_full=self._session.config.capture != "guard",
                     )
+                if outcome.how == "model":
+                    given = [g for call in kept.roots for gs in call.gradients.values() for g in gs]
+                    outcome.outside = any(map(is_nonfinite, given)) and not any(
+                        map(is_nonfinite, outcome.outputs)
+                    )
                 averaged = guards.averages_gradients(self._roots.roots)
                 if (
                     outcome.ran
@@ -262,6 +267,7 @@ class StepReplayer:
         except Exception as error:
             outcome.ran = False
             outcome.reason = f"the second run failed: {type(error).__name__}: {_first_line(error)}"
+        outcome.outputs.clear()
         outcome.duration_ns = time.perf_counter_ns() - started
         return outcome
 

@@ -59,6 +59,9 @@ class Outcome:
         values: value id of each gradient by parameter name, -1 unknown to the capture.
         losses: value id of each tensor that backward was called on.
         gradients: the second run's gradients by parameter name.
+        outputs: what the models returned in the second run.
+        outside: the models were given bad gradients for good outputs: what went wrong is in the
+            code between and after them, which was not run again.
         duration_ns: how long it took.
     """
 
@@ -72,6 +75,8 @@ class Outcome:
     values: dict[str, int] = field(default_factory=dict)
     losses: list[int] = field(default_factory=list)
     gradients: dict[str, torch.Tensor] = field(default_factory=dict)
+    outputs: list[torch.Tensor] = field(default_factory=list)
+    outside: bool = False
     duration_ns: int = 0
 
     @property
@@ -179,6 +184,7 @@ def run_roots(calls: Sequence[RootCall], outcome: Outcome) -> None:
             call.rng.restore()
             with guards.modes(True, call.autocast):
                 outputs = tensors_in(call.module(*call.args, **call.kwargs))
+            outcome.outputs.extend(outputs)
             for nth in range(max((len(g) for g in call.gradients.values()), default=0)):
                 pairs = [
                     (outputs[place], gradients[nth])

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tracelens_torch import guards
+from tracelens_torch import guards, rerun
 from tracelens_torch.batches import tensors_in
 from tracelens_torch.snapshots import BufferKeeper, HostRandom, RngState, Versions
 
@@ -70,6 +70,14 @@ def _gradient_keeper(call: weakref.ref[RootCall], place: int) -> Callable[[torch
             alive.gradients.setdefault(place, []).append(gradient.detach())
 
     return keep
+
+
+def _under_other_mode() -> bool:
+    """Tell whether a dispatch mode runs that is not ours: tracing, or one of the user's."""
+    return any(
+        not type(torch._C._get_dispatch_stack_at(place)).__module__.startswith("tracelens_torch.")
+        for place in range(torch._C._len_torch_dispatch_stack())
+    )
 
 
 class RootCalls:
@@ -132,7 +140,8 @@ class RootCalls:
         if (
             self.paused
             or not torch.is_grad_enabled()
-            or torch._C._len_torch_dispatch_stack()  # tracing, or a mode of the user's
+            or rerun.active() is not None
+            or _under_other_mode()
             or torch._C._current_autograd_node() is not None  # recomputed by a checkpoint
         ):
             return original(module, *args, **kwargs)

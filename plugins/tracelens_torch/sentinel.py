@@ -71,6 +71,7 @@ class Sentinel:
         self._check = FusedCheck()
         self._held = HeldUpdates()
         self._muted = muted
+        self._beside = muted is not nullcontext
         self._losses: deque[torch.Tensor] = deque(maxlen=_MAX_LOSSES)
         self._step = 0
         self._closure = False
@@ -167,7 +168,7 @@ class Sentinel:
                 self._judge_held()
                 bad = self._is_bad(optimizer)
                 if bad:
-                    self.hit(optimizer)
+                    self.hit(optimizer, leave=self._beside)
                 else:
                     self._clean_update = self._step
                     self._poisoned = False
@@ -292,13 +293,20 @@ class Sentinel:
         # The update was skipped: what is bad in the next step was born there.
         self._poisoned = False
 
-    def hit(self, optimizer: torch.optim.Optimizer, outcome: Outcome | None = None) -> None:
+    def hit(
+        self,
+        optimizer: torch.optim.Optimizer,
+        outcome: Outcome | None = None,
+        *,
+        leave: bool = False,
+    ) -> None:
         """Tell that an optimizer is about to apply bad gradients, and find out why.
 
         Args:
             optimizer: its parameters are those the step began with, unless ``outcome`` says
                 why the step cannot be replayed.
             outcome: what came of a replay; made here if ``None``.
+            leave: leave to the engine beside what a replay cannot tell.
 
         Raises:
             NonFiniteError: ``nonfinite="raise"``.
@@ -317,7 +325,7 @@ class Sentinel:
                 outcome = self.replayer.replay(self._step, named, others)
             else:
                 outcome = Outcome(reason=f"{MAX_REPLAYS} steps have been replayed, no more will be")
-        self._tell(self._step, list(self._losses), named, outcome)
+        self._tell(self._step, list(self._losses), named, outcome, leave=leave)
         self._poisoned = True
         outcome.gradients.clear()
         if self._session.config.nonfinite in ("raise", "break"):
@@ -349,10 +357,19 @@ class Sentinel:
         )
 
     def _tell(
-        self, step: int, losses: Sequence[torch.Tensor], named: Named, outcome: Outcome
+        self,
+        step: int,
+        losses: Sequence[torch.Tensor],
+        named: Named,
+        outcome: Outcome,
+        *,
+        leave: bool = False,
     ) -> None:
-        self.explained = outcome.ran
-        self._sinks.report(sinks_of(step, losses, named, outcome))
+        """Report what is bad; with ``leave`` only if the replay can name where it was made."""
+        # What ran between the models was seen by the engine beside, and by nobody else.
+        self.explained = outcome.ran and not (leave and outcome.outside)
+        if self.explained or not leave:
+            self._sinks.report(sinks_of(step, losses, named, outcome))
         note_replay(self._session, step, outcome)
         if self.replayer.data is not None:
             self.replayer.data.flush(max(0, step - 1), step)
