@@ -30,6 +30,7 @@ class TorchBackend:
         self._engine: Engine | None = None
         self._bad_gradients = False
         self._told_bad = False
+        self._poisoned = False
         self._failure = ""
         self._sentinel: Any = None
         self._uninstall: list[Callable[[], None]] = []
@@ -205,7 +206,9 @@ class TorchBackend:
         engine.end_update()
         parameters = parameters_of(optimizer)
         bad = engine.record_update(parameters, f"{type(optimizer).__name__}.step")
-        if bad >= 0 and not self._bad_gradients:
+        # Bad gradients, now or in an earlier step, are why: they were told when they were seen.
+        self._poisoned = bad >= 0 and (self._poisoned or self._bad_gradients)
+        if bad >= 0 and not self._poisoned:
             self._explain_update(engine, optimizer, parameters)
         if self._sentinel is not None:
             self._sentinel.after_update(optimizer)
