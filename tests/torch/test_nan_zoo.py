@@ -108,6 +108,8 @@ def test_a_correct_program_raises_no_alarm(
     assert why["verdict"] in ("masked", "clean"), f"{case.why}\n{json.dumps(why, indent=1)}"
     if case.verdict == "clean":
         assert why["verdict"] == "clean", f"{case.why}\n{json.dumps(why['findings'])[:2000]}"
+    elif engine == "native":  # the other engine does not see what torch.tensor() is given
+        assert why["verdict"] == "masked", case.why
     if why["verdict"] == "masked" and case.culprits:
         source = why["first_cause"]["source"]
         assert zoo.place(source["file"], source["line"]) in case.culprits
