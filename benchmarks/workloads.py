@@ -44,7 +44,7 @@ def mlp() -> Workload:
         optimizer.step()
         return loss.detach()
 
-    return Workload("mlp", model, step, 15)
+    return Workload("mlp", model, step, 60)
 
 
 class _Block(nn.Module):
@@ -98,7 +98,7 @@ def gpt() -> Workload:
         optimizer.step()
         return loss.detach()
 
-    return Workload("gpt", model, step, 1)
+    return Workload("gpt", model, step, 3)
 
 
 class _Residual(nn.Module):
@@ -138,7 +138,7 @@ def conv() -> Workload:
         optimizer.step()
         return loss.detach()
 
-    return Workload("conv", model, step, 1)
+    return Workload("conv", model, step, 3)
 
 
 WORKLOADS: dict[str, Callable[[], Workload]] = {"mlp": mlp, "gpt": gpt, "conv": conv}

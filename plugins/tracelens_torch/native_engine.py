@@ -88,6 +88,7 @@ class NativeEngine:
         self.drain()
         dropped = int(self._native.counters()["dropped"])
         if dropped:
+            self._session.writer.count_dropped(dropped)
             self._session.note(
                 "drop",
                 f"{dropped} op records were dropped: the disk could not keep up",
