@@ -10,7 +10,7 @@ PYTEST_ARGS ?= -n 2
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.tracelens-setup
-SOURCES := src plugins tests examples benchmarks
+SOURCES := src plugins tui tests examples benchmarks
 
 # One thread a process: two test workers on two cores must not fight over them.
 export OMP_NUM_THREADS ?= 1

@@ -1,0 +1,1 @@
+"""TraceLens for TensorFlow: eager, `tf.function`, Keras and TF1 sessions."""

@@ -1,0 +1,1 @@
+"""The terminal interface of TraceLens: a trace, inspected step by step."""
