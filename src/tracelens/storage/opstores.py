@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tracelens.events import NO_ID, SLOT_BITS, Op, OpFlag
+from tracelens.storage.chunks import ChunkRef, file_chunk, table_chunk
 from tracelens.storage.records import at
 from tracelens.storage.rows import OP_COLUMNS, STAT_COLUMNS, op_from_row
 from tracelens.storage.segment_files import SegmentFile
@@ -48,6 +49,9 @@ class OpStore(Protocol):
 
     def id_at(self, position: int, step: int | None) -> int:
         """Return the id of the op at a position in the order of ids."""
+
+    def position(self, op_id: int) -> int:
+        """Return how many ops have smaller ids."""
 
     def hits(self, step: int | None) -> list[int]:
         """Return ids of ops whose output was non-finite, ascending."""
@@ -102,6 +106,14 @@ class TableOps:
     def id_at(self, position: int, step: int | None) -> int:
         """Return the id of the op at a position in the order of ids."""
         return at(self.ids(step), position)
+
+    def position(self, op_id: int) -> int:
+        """Return how many ops have smaller ids."""
+        return int(self._ids.searchsorted(op_id))
+
+    def chunks(self) -> list[ChunkRef]:
+        """Return the ops as chunks to search."""
+        return table_chunk(self._ops, self)
 
     def hits(self, step: int | None) -> list[int]:
         """Return ids of ops whose output was non-finite, ascending."""
@@ -197,12 +209,38 @@ class SegmentOps:
         for cluster in _clusters(self._ops.files):
             rows = sum(file.rows for file in cluster)
             if position < rows:
-                key = cluster[0].path
-                if self._cluster is None or self._cluster[0] != key:
-                    self._cluster = key, self._ops.op_ids(self._ops.sound(cluster))
-                return at(self._cluster[1], position)
+                return at(self._ids_of(cluster), position)
             position -= rows
         return max((file.op_hi or 0 for file in self._ops.files), default=NO_ID)
+
+    def position(self, op_id: int) -> int:
+        """Return how many ops have smaller ids."""
+        before = 0
+        for cluster in _clusters(self._ops.files):
+            if any(file.op_hi is None or file.op_hi >= op_id for file in cluster):
+                return before + int(self._ids_of(cluster).searchsorted(op_id))
+            before += sum(file.rows for file in cluster)
+        return before
+
+    def chunks(self) -> list[ChunkRef]:
+        """Return the ops as chunks to search, a file each."""
+        return [self._chunk(file) for file in self._ops.files]
+
+    def _chunk(self, file: SegmentFile) -> ChunkRef:
+        return ChunkRef(
+            rows=file.rows,
+            op_lo=file.op_lo or 0,
+            op_hi=(1 << 62) if file.op_hi is None else file.op_hi,
+            load=lambda: file_chunk(file) if self._ops.sound([file]) else None,
+            key=file.path,
+            damaged=lambda reason: self._ops.remove(file, reason),
+        )
+
+    def _ids_of(self, cluster: Sequence[SegmentFile]) -> NDArray[np.int64]:
+        key = cluster[0].path
+        if self._cluster is None or self._cluster[0] != key:
+            self._cluster = key, self._ops.op_ids(self._ops.sound(cluster))
+        return self._cluster[1]
 
     def hits(self, step: int | None) -> list[int]:
         """Return ids of ops whose output was non-finite, ascending."""

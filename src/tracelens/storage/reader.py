@@ -7,7 +7,7 @@ that is live or whose writer was killed is answered from its ring as well.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from tracelens.storage.catalog import Catalog, open_catalog
 from tracelens.storage.eventstore import EventStore
 from tracelens.storage.health import Health
 from tracelens.storage.manifest import Manifest, ShardState
+from tracelens.storage.search import Found, Progress
 from tracelens.storage.shardreader import ShardReader
 from tracelens.storage.sql import MEMORY_LIMIT_BYTES, QueryResult, Row
 from tracelens.storage.sqlviews import SqlTables
@@ -24,6 +25,7 @@ from tracelens.storage.sqlviews import SqlTables
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from tracelens.storage.chunks import Predicate
     from tracelens.storage.tail import Tail
 
 _PAGE = 1024
@@ -163,6 +165,52 @@ class TraceReader:
             return []
         before = reader.id_before(start, step)
         return reader.page(before, stop - start, step, step)
+
+    def position(self, op_id: int, rank: int = 0) -> int:
+        """Return how many ops of a rank have smaller ids: the position that ``ops_at`` takes."""
+        reader = self._of_rank(rank)
+        return reader.position(op_id) if reader else 0
+
+    def find(
+        self,
+        predicate: Predicate,
+        *,
+        rank: int = 0,
+        after: int | None = None,
+        before: int | None = None,
+        until: int | None = None,
+        limit: int = 1,
+        progress: Progress | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> Found:
+        """Find the nearest ops of a rank that satisfy a condition.
+
+        Columns are read a file at a time, and only those that the condition names; a search ends
+        at the first file that settles it.
+
+        Args:
+            predicate: the condition (``filters.compile``).
+            rank: whose ops.
+            after: search upwards from this op id (it is left out); from the start if neither
+                ``after`` nor ``before`` is given.
+            before: search downwards from this op id (it is left out).
+            until: the last op id to look at, in the direction of the search.
+            limit: ids to return at most.
+            progress: told, between files, ops looked at and ops to look at.
+            cancelled: asked between files; true ends the search.
+        """
+        reader = self._of_rank(rank)
+        if reader is None:
+            return Found((), True, 0)
+        return reader.search.find(
+            predicate,
+            after=after,
+            before=before,
+            until=until,
+            limit=limit,
+            progress=progress,
+            cancelled=cancelled,
+        )
 
     def hits(self, step: int | None = None, rank: int = 0) -> list[int]:
         """Return ids of ops whose output was non-finite, in order; of all steps if ``None``."""

@@ -65,6 +65,10 @@ class RecordIndex:
         """Return the id of the op at a position in the order of ids."""
         return at(self.ids(step), position)
 
+    def position(self, op_id: int) -> int:
+        """Return how many ops have smaller ids."""
+        return int(self.op_ids.searchsorted(op_id))
+
     def hits(self, step: int | None = None) -> list[int]:
         """Return ids of ops whose output was non-finite, ascending."""
         keep = (self._of_ops("flags") & int(OpFlag.HIT)) != 0

@@ -122,7 +122,7 @@ class SegmentTable:
                 raise DamagedSegmentError("its checksum does not match: bits have changed")
             self._present[file] = None
         except (DamagedSegmentError, OSError) as error:
-            self._remove(file, str(error))
+            self.remove(file, str(error))
             return False
         return True
 
@@ -135,13 +135,15 @@ class SegmentTable:
                 try:
                     self._present[file] = described(self._database(), [file])
                 except (DamagedSegmentError, TraceError) as error:
-                    self._remove(file, str(error))
+                    self.remove(file, str(error))
         return news
 
-    def _remove(self, file: SegmentFile, reason: str) -> None:
+    def remove(self, file: SegmentFile, reason: str) -> None:
+        """Set a damaged file aside; doing it again does nothing."""
         self._present.pop(file, None)
-        self.files.remove(file)
-        self._quarantine(file, reason)
+        if file in self.files:
+            self.files.remove(file)
+            self._quarantine(file, reason)
 
 
 def described(database: Database, files: Sequence[SegmentFile]) -> frozenset[str]:

@@ -10,12 +10,14 @@ import numpy as np
 from tracelens.events import Op
 from tracelens.storage.catalog import ShardFiles
 from tracelens.storage.checksum import file_crc32
+from tracelens.storage.chunks import ChunkRef, table_chunk
 from tracelens.storage.health import Problem, ShardHealth
 from tracelens.storage.live import LiveShard
 from tracelens.storage.opstores import OpStore, SegmentOps, TableOps
 from tracelens.storage.parquet_files import DamagedSegmentError, empty_table, read_file
 from tracelens.storage.records import at
 from tracelens.storage.rows import OP_COLUMNS, STAT_COLUMNS
+from tracelens.storage.search import Search
 from tracelens.storage.segment_files import SegmentFile
 from tracelens.storage.segment_table import SegmentTable
 from tracelens.storage.sql import Database
@@ -36,7 +38,13 @@ class DatabaseSource(Protocol):
 
 
 class ShardReader:
-    """Reads one shard; damaged segments are set aside and told in ``problems``."""
+    """Reads one shard; damaged segments are set aside and told in ``problems``.
+
+    Attributes:
+        shard: its files.
+        problems: what was found wrong with them so far.
+        search: finds ops by a condition.
+    """
 
     def __init__(self, shard: ShardFiles, source: DatabaseSource) -> None:
         self.shard = shard
@@ -45,6 +53,8 @@ class ShardReader:
         self._checked: set[SegmentFile] = set()
         self._live: LiveShard | None = None
         self._stores: list[OpStore] | None = None
+        self._live_chunks: list[ChunkRef] | None = None
+        self.search = Search(self._chunks)
 
     def segments(self, table: str) -> list[SegmentFile]:
         """Return the table's segments that are sound: each is checked when first asked for."""
@@ -138,6 +148,10 @@ class ShardReader:
         ids = np.sort(np.concatenate([store.ids(step) for store in stores]))
         return at(ids, position - 1)
 
+    def position(self, op_id: int) -> int:
+        """Return how many ops have smaller ids."""
+        return sum(store.position(op_id) for store in self._open())
+
     def hits(self, step: int | None) -> list[int]:
         """Return ids of ops whose output was non-finite, ascending."""
         return _union([store.hits(step) for store in self._open()])
@@ -151,6 +165,24 @@ class ShardReader:
     def children(self, parent: Op, limit: int) -> list[int]:
         """Return ids of ops that a composite op called, ascending."""
         return _union([store.children(parent, limit) for store in self._open()])[:limit]
+
+    def _chunks(self) -> list[ChunkRef]:
+        """Return all ops as chunks to search: sealed segments, then the unsealed ring."""
+        refs: list[ChunkRef] = []
+        for store in self._open():
+            if isinstance(store, TableOps | SegmentOps):
+                refs += store.chunks()
+        live = self.live()
+        if live is not None and len(live.records):
+            if self._live_chunks is None:
+                from tracelens.storage.encode import Encoder
+
+                strings = live.strings
+                table = Encoder(self.shard.state.rank, lambda: strings).tables(live.records)
+                ops = table.get("ops")
+                self._live_chunks = [] if ops is None else table_chunk(ops, "ring")
+            refs += self._live_chunks
+        return refs
 
     def _open(self) -> list[OpStore]:
         if self._stores is None:
