@@ -356,10 +356,11 @@ class DispatchEngine:
             writer.capacity,
             header + HEADER_HEAD_OFFSET,
             header + HEADER_SEALED_OFFSET,
-            writer.reserve_op_id(),
+            0,
             writer.epoch_monotonic_ns,
             writer.mode == "stream",
             writer.on_full == "block",
+            writer.op_id_address,
         )
         writer.use_native(mode.reserve, mode.reserve_op_id)
         return mode

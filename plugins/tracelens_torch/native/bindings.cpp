@@ -58,10 +58,8 @@ py::dict to_dict(const Sink& s) {
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   auto o = [] { return &Observer::get(); };
   m.def("open_ring", [o](uintptr_t records, uint64_t capacity, uintptr_t head, uintptr_t sealed,
-                         uint64_t position, int64_t first_op_id, bool stream, bool block,
-                         int64_t epoch_ns) {
-    reinterpret_cast<std::atomic<uint64_t>*>(head)->store(position);
-    o()->ring.open(records, capacity, head, sealed, first_op_id, stream, block);
+                         uintptr_t op_ids, bool stream, bool block, int64_t epoch_ns) {
+    o()->ring.open(records, capacity, head, sealed, op_ids, stream, block);
     o()->epoch_ns = epoch_ns;
   });
   m.def("close_ring", [o] { o()->ring.close(); });

@@ -68,13 +68,13 @@ inline int64_t monotonic_ns() {
 class Ring {
  public:
   void open(uintptr_t records, uint64_t capacity, uintptr_t head, uintptr_t sealed,
-            int64_t first_op_id, bool stream, bool block) {
+            uintptr_t op_ids, bool stream, bool block) {
     records_ = reinterpret_cast<char*>(records);
     mask_ = capacity - 1;
     capacity_ = capacity;
     head_ = reinterpret_cast<std::atomic<uint64_t>*>(head);
     sealed_ = reinterpret_cast<std::atomic<uint64_t>*>(sealed);
-    next_op_id_.store(first_op_id);
+    next_op_id_ = reinterpret_cast<std::atomic<int64_t>*>(op_ids);
     stream_ = stream;
     block_ = block;
     dropped_.store(0);
@@ -82,7 +82,7 @@ class Ring {
   void close() { records_ = nullptr; }
   bool is_open() const { return records_ != nullptr; }
 
-  int64_t reserve_op_id() { return next_op_id_.fetch_add(1, std::memory_order_relaxed); }
+  int64_t reserve_op_id() { return next_op_id_->fetch_add(1, std::memory_order_relaxed); }
   uint64_t reserve() { return head_->fetch_add(1, std::memory_order_relaxed); }
   uint64_t dropped() const { return dropped_.load(); }
 
@@ -118,7 +118,7 @@ class Ring {
   uint64_t mask_ = 0, capacity_ = 0;
   std::atomic<uint64_t>* head_ = nullptr;
   std::atomic<uint64_t>* sealed_ = nullptr;
-  std::atomic<int64_t> next_op_id_{0};
+  std::atomic<int64_t>* next_op_id_ = nullptr;
   std::atomic<uint64_t> dropped_{0};
   bool stream_ = false, block_ = false;
 };

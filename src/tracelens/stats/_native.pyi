@@ -21,6 +21,7 @@ class Emitter:
         epoch_monotonic_ns: int = 0,
         stream: bool = False,
         block: bool = False,
+        op_id_address: int = 0,
     ) -> None: ...
     @property
     def dropped(self) -> int: ...
@@ -62,6 +63,7 @@ class Recorder:
         epoch_monotonic_ns: int = 0,
         stream: bool = False,
         block: bool = False,
+        op_id_address: int = 0,
     ) -> None: ...
     def connect(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import os
 import socket
@@ -108,6 +109,7 @@ class ShardWriter:
         )
         self._positions = itertools.count()
         self._op_ids = itertools.count()
+        self._next_op_id = ctypes.c_int64()
         self.reserve = self._positions.__next__
         self.reserve_op_id = self._op_ids.__next__
         self.write, self._set_limit = self._make_write()
@@ -147,6 +149,16 @@ class ShardWriter:
         if self.reserve == self._positions.__next__:
             self._ring.set_head_hint(_peek(self._positions))
         return self._ring.address
+
+    @property
+    def op_id_address(self) -> int:
+        """Address of the next op id (an ``int64``), brought up to date: native engines count there.
+
+        Engines of several frameworks share it, so that no two ops of a process have one id.
+        """
+        if self.reserve_op_id == self._op_ids.__next__:
+            self._next_op_id.value = _peek(self._op_ids)
+        return ctypes.addressof(self._next_op_id)
 
     def use_native(self, reserve: Callable[[], int], reserve_op_id: Callable[[], int]) -> None:
         """Take positions and op ids from a native engine from now on."""

@@ -66,12 +66,14 @@ struct EmitterObject {
 bool parse_ring(PyObject* args, PyObject* kwargs, tl::RingWriter* ring, int64_t* epoch_ns) {
   static const char* names[] = {"record_address", "capacity",    "head_address",
                                 "sealed_address", "first_op_id", "epoch_monotonic_ns",
-                                "stream",         "block",       nullptr};
-  unsigned long long records, capacity, head, sealed;
+                                "stream",         "block",       "op_id_address",
+                                nullptr};
+  unsigned long long records, capacity, head, sealed, op_ids = 0;
   long long first_op_id = 0, epoch = 0;
   int stream = 0, block = 0;
-  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "KKKK|LLpp", (char**)names, &records, &capacity,
-                                   &head, &sealed, &first_op_id, &epoch, &stream, &block)) {
+  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "KKKK|LLppK", (char**)names, &records, &capacity,
+                                   &head, &sealed, &first_op_id, &epoch, &stream, &block,
+                                   &op_ids)) {
     return false;
   }
   if (capacity == 0 || (capacity & (capacity - 1))) {
@@ -82,7 +84,7 @@ bool parse_ring(PyObject* args, PyObject* kwargs, tl::RingWriter* ring, int64_t*
     PyErr_SetString(PyExc_ValueError, "the ring's addresses must not be 0");
     return false;
   }
-  ring->open(records, capacity, head, sealed, first_op_id, stream, block);
+  ring->open(records, capacity, head, sealed, first_op_id, stream, block, op_ids);
   *epoch_ns = epoch;
   return true;
 }
@@ -320,7 +322,7 @@ PyMethodDef recorder_methods[] = {
      "__torch_dispatch__(func, types, args=(), kwargs=None): run the op and record it."},
     {"open_ring", (PyCFunction)(void (*)())recorder_open_ring, METH_VARARGS | METH_KEYWORDS,
      "open_ring(record_address, capacity, head_address, sealed_address, first_op_id=0, "
-     "epoch_monotonic_ns=0, stream=False, block=False)"},
+     "epoch_monotonic_ns=0, stream=False, block=False, op_id_address=0)"},
     {"connect", (PyCFunction)(void (*)())recorder_connect, METH_VARARGS | METH_KEYWORDS,
      "Set what the recorder calls; False if tensors cannot be read without the framework."},
     {"value_id", recorder_value_id, METH_O, "Return the id of the value a tensor holds, or -1."},

@@ -55,23 +55,25 @@ inline void clear_record(RingRecord* r) {
   for (int i = 0; i < 4; i++) r->in_ids[i] = -1;
 }
 
-// The positions counter lives in the ring's header, so every writer of the process shares it.
+// The counters of positions and of op ids live in memory that every writer of the process shares.
 class RingWriter {
  public:
   void open(uintptr_t records, uint64_t capacity, uintptr_t head, uintptr_t sealed,
-            int64_t first_op_id, bool stream, bool block) {
+            int64_t first_op_id, bool stream, bool block, uintptr_t op_ids = 0) {
     records_ = (char*)records;
     capacity_ = capacity;
     head_ = (std::atomic<uint64_t>*)head;
     sealed_ = (std::atomic<uint64_t>*)sealed;
-    op_ids_ = first_op_id;
+    // Engines of several frameworks count in one place; an engine alone counts for itself.
+    op_ids_ = op_ids ? (std::atomic<int64_t>*)op_ids : &own_op_ids_;
+    if (!op_ids) own_op_ids_ = first_op_id;
     stream_ = stream;
     block_ = block;
   }
   void close() { records_ = nullptr; }
   bool is_open() const { return records_ != nullptr; }
   uint64_t reserve() { return head_->fetch_add(1, std::memory_order_relaxed); }
-  int64_t reserve_op_id() { return op_ids_.fetch_add(1, std::memory_order_relaxed); }
+  int64_t reserve_op_id() { return op_ids_->fetch_add(1, std::memory_order_relaxed); }
   int64_t dropped() const { return dropped_; }
 
   // Other threads may take positions between this look and the caller's write.
@@ -105,7 +107,8 @@ class RingWriter {
   uint64_t capacity_ = 1;
   std::atomic<uint64_t>* head_ = nullptr;
   std::atomic<uint64_t>* sealed_ = nullptr;
-  std::atomic<int64_t> op_ids_{0}, dropped_{0};
+  std::atomic<int64_t> own_op_ids_{0}, dropped_{0};
+  std::atomic<int64_t>* op_ids_ = &own_op_ids_;
   bool stream_ = false, block_ = false;
 };
 
