@@ -1,24 +1,18 @@
-"""Reports bad values that reached a sink, without flooding a trace that is all NaN by now."""
+"""Reports a step's bad values, parameters under the names that the modules give them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tracelens import sinks
 
 if TYPE_CHECKING:
     from tracelens.session import Session
     from tracelens_torch.modules import ModuleNames
 
-MAX_PER_KIND = 8
-"""Sinks of one kind and name that are told; a run that goes on with NaN repeats them for ever."""
 
-_PER_TENSOR = ("gradient", "parameter")
-
-
-class SinkFilter:
-    """Passes a step's sinks on to the session.
-
-    Of the gradients or parameters that went bad together, the one that was written first is
-    told, with how many there are: they share a first cause.
+class SinkFilter(sinks.SinkFilter):
+    """The core's filter of sinks, which asks the modules for a parameter's name.
 
     Args:
         session: the recording.
@@ -26,34 +20,4 @@ class SinkFilter:
     """
 
     def __init__(self, session: Session, modules: ModuleNames) -> None:
-        self._session = session
-        self._modules = modules
-        self._told: dict[tuple[str, str], int] = {}
-
-    def report(self, sinks: list[dict[str, Any]]) -> None:
-        """Report the sinks of one moment.
-
-        Args:
-            sinks: fields of ``sink`` events; ``tensor`` (a parameter whose name is wanted) is
-                taken out.
-        """
-        together: dict[tuple[str, int], list[dict[str, Any]]] = {}
-        for sink in sinks:
-            tensor = sink.pop("tensor", None)
-            if tensor is not None and not sink["name"]:
-                sink["name"] = self._modules.parameter(tensor, "a parameter")
-            if sink["sink"] in _PER_TENSOR:
-                together.setdefault((sink["sink"], sink["step"]), []).append(sink)
-            else:
-                self._tell(sink)
-        for group in together.values():
-            known = [sink for sink in group if sink["value_id"] >= 0]
-            first = min(known, key=lambda sink: sink["value_id"]) if known else group[0]
-            self._tell({**first, "count": len(group)})
-
-    def _tell(self, sink: dict[str, Any]) -> None:
-        key = (sink["sink"], sink["name"] if sink["sink"] not in _PER_TENSOR else "")
-        told = self._told.get(key, 0)
-        if told < MAX_PER_KIND:
-            self._told[key] = told + 1
-            self._session.report_sink(**sink)
+        super().__init__(session, lambda tensor: modules.parameter(tensor, "a parameter"))

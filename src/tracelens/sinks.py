@@ -1,0 +1,62 @@
+"""Reports bad values that reached a sink, without flooding a trace that is all NaN by now."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tracelens.session import Session
+
+MAX_PER_KIND = 8
+"""Sinks of one kind and name that are told; a run that goes on with NaN repeats them for ever."""
+
+_PER_TENSOR = ("gradient", "parameter")
+
+
+class SinkFilter:
+    """Passes a step's sinks on to the session.
+
+    Of the gradients or parameters that went bad together, the one that was written first is
+    told, with how many there are: they share a first cause.
+
+    Args:
+        session: the recording.
+        name_of: names a parameter; asked for sinks that come with a tensor and no name.
+    """
+
+    def __init__(
+        self, session: Session, name_of: Callable[[Any], str] = lambda _: "a parameter"
+    ) -> None:
+        self._session = session
+        self._name_of = name_of
+        self._told: dict[tuple[str, str], int] = {}
+
+    def report(self, sinks: list[dict[str, Any]]) -> None:
+        """Report the sinks of one moment.
+
+        Args:
+            sinks: fields of ``sink`` events; ``tensor`` (a parameter whose name is wanted) is
+                taken out.
+        """
+        together: dict[tuple[str, int], list[dict[str, Any]]] = {}
+        for sink in sinks:
+            tensor = sink.pop("tensor", None)
+            if tensor is not None and not sink["name"]:
+                sink["name"] = self._name_of(tensor)
+            if sink["sink"] in _PER_TENSOR:
+                together.setdefault((sink["sink"], sink["step"]), []).append(sink)
+            else:
+                self._tell(sink)
+        for group in together.values():
+            known = [sink for sink in group if sink["value_id"] >= 0]
+            first = min(known, key=lambda sink: sink["value_id"]) if known else group[0]
+            self._tell({**first, "count": len(group)})
+
+    def _tell(self, sink: dict[str, Any]) -> None:
+        key = (sink["sink"], sink["name"] if sink["sink"] not in _PER_TENSOR else "")
+        told = self._told.get(key, 0)
+        if told < MAX_PER_KIND:
+            self._told[key] = told + 1
+            self._session.report_sink(**sink)
