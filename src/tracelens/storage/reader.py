@@ -98,6 +98,11 @@ class TraceReader:
         """Return the ranks that left a shard, ascending."""
         return sorted({shard.state.rank for shard in self._catalog.shards})
 
+    @property
+    def alive(self) -> bool:
+        """Whether a writer of the trace still ran when it was opened or refreshed."""
+        return any(shard.alive for shard in self._catalog.shards)
+
     def clock_offset_ns(self, rank: int) -> int:
         """Return what to add to a rank's times to align them with rank 0."""
         reader = self._of_rank(rank)
