@@ -1,0 +1,259 @@
+"""What the keys of the application do."""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+from typing import TYPE_CHECKING, Any
+
+from textual.app import App
+
+from tracelens.cursor import Cursor, Stop
+from tracelens.errors import TraceLensError
+from tracelens_tui import themes
+from tracelens_tui.navigation import MAX_MATCHES, Move
+from tracelens_tui.screens.base import TraceScreen
+from tracelens_tui.texts import count, safe
+from tracelens_tui.widgets.prompt import Prompt
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from tracelens.events import Op
+    from tracelens_tui.model import TraceModel
+    from tracelens_tui.navigation import Navigator
+
+_SAID_AS_WARNING = ("missing", "cancelled")
+
+
+class Actions(App[int]):
+    """Actions of the keys in ``keymap.TUI_KEYS``."""
+
+    model: TraceModel | None
+    navigator: Navigator | None
+
+    # Moves
+
+    async def action_finding(self, direction: int) -> None:
+        """Go to the next or previous op that a finding names."""
+        await self.go(Cursor.next_finding if direction > 0 else Cursor.previous_finding)
+
+    async def action_train_step(self, direction: int) -> None:
+        """Go to the next or previous training step."""
+        await self.go(Cursor.next_training_step if direction > 0 else Cursor.previous_training_step)
+
+    async def action_match(self, direction: int) -> None:
+        """Go to the next or previous match of the search."""
+        if self.navigator is None:
+            return
+        if self.navigator.search is None:
+            self.say("search first: press /")
+            return
+        await self._arrive(self.navigator.match(direction))
+
+    async def go(self, how: Callable[[Cursor], Stop]) -> None:
+        """Make a move of the cursor and show where it ended."""
+        if self.navigator is not None:
+            await self._arrive(self.navigator.move(how))
+
+    async def go_to_op(self, op_id: int) -> None:
+        """Go to one op."""
+        await self.go(lambda cursor: cursor.goto(op_id=op_id))
+
+    async def _arrive(self, moving: Awaitable[Move | None]) -> None:
+        try:
+            move = await moving
+        except TraceLensError as error:
+            self.say(str(error), severity="error")
+            return
+        if move is None:
+            return
+        if move.op is not None:
+            self.stop_following()
+            self.set_position(move.position, move.op)
+        if move.stop.reason in ("breakpoint", "watch"):
+            self.say(f"stopped: {move.stop.breakpoint}")
+        elif move.stop.note:
+            warning = move.stop.reason in _SAID_AS_WARNING
+            self.say(move.stop.note, severity="warning" if warning else "information")
+
+    # Search and filter
+
+    def action_prompt(self, kind: str, text: str = "") -> None:
+        """Open the line at the bottom."""
+        if isinstance(self.screen, TraceScreen):
+            words = self.completions() if kind == ":" else ()
+            self.screen.query_one(Prompt).open(kind, text=text, words=words)
+
+    async def on_prompt_entered(self, event: Prompt.Entered) -> None:
+        """Do what was typed."""
+        if event.kind == ":":
+            if event.text:
+                await self.run_command(event.text)
+        elif event.kind == "/":
+            await self._search(event.text)
+        elif event.kind == "f":
+            await self.filter_ops(event.text)
+        elif event.kind == "m":
+            await self.run_command(f"mark {event.text}")
+        elif event.kind == "g" and event.text:
+            mark = event.text.removeprefix("'")
+            verb = "jump" if event.text.startswith("'") else "goto"
+            await self.run_command(f"{verb} {mark}")
+
+    async def _search(self, text: str) -> None:
+        navigator = self.navigator
+        if navigator is None:
+            return
+        if not text:
+            navigator.search, navigator.search_text = None, ""
+            return
+        try:
+            navigator.search = await navigator.understand(text)
+        except TraceLensError as error:
+            self.say(str(error), severity="error")
+            return
+        navigator.search_text = text
+        await self.action_match(1)
+
+    async def filter_ops(self, text: str) -> None:
+        """Show only the ops that pass a filter; all of them if it is empty."""
+        navigator = self.navigator
+        if navigator is None:
+            return
+        if not text:
+            self.action_clear_filter()
+            return
+        try:
+            condition = await navigator.understand(text)
+        except TraceLensError as error:
+            self.say(str(error), severity="error")
+            return
+        navigator.filter_text = text
+        selection = array("q")
+        self.rows.select(selection)
+        self.tell_news()
+
+        def grown(ids: list[int]) -> None:
+            if navigator.filter_text == text:
+                first = not selection
+                selection.extend(ids)
+                self.rows.selection_grew()
+                if first:
+                    self.row_chosen(self.row_of_current())
+                self.tell_news()
+
+        job = navigator.matches(condition, lambda ids: self.call_later(grown, ids))
+        self.run_worker(self._filtered(job, selection, text), group="filter", exclusive=True)
+
+    async def _filtered(self, job: Any, selection: array[int], text: str) -> None:
+        try:
+            complete = await asyncio.wrap_future(job)
+        except TraceLensError as error:
+            self.say(str(error), severity="error")
+            return
+        if self.navigator is None or self.navigator.filter_text != text:
+            return
+        if len(selection) >= MAX_MATCHES:
+            self.say(f"the first {count(len(selection))} ops that pass are shown")
+        elif not complete:
+            self.say("the search was cancelled; what it found is shown", severity="warning")
+        self.tell_news()
+
+    def action_clear_filter(self) -> None:
+        """Show all ops again."""
+        if self.navigator is not None and self.navigator.filter_text:
+            self.navigator.cancel()
+            self.navigator.filter_text = ""
+            self.rows.select(None)
+            self.tell_news()
+            if isinstance(self.screen, TraceScreen):
+                self.screen.moved()
+
+    def progressed(self, done: int, total: int) -> None:
+        """Show how far a search is (called from the work thread)."""
+        if total:
+            self.call_later(self.show_progress, done, total)
+
+    def show_progress(self, done: int, total: int) -> None:
+        """Show a search's progress in the status line; nothing once it is done."""
+        if isinstance(self.screen, TraceScreen):
+            note = f"searching {100 * done // total}%  (esc stops)" if done < total else ""
+            self.screen.refresh_status(note)
+
+    # Rows
+
+    def row_of_current(self) -> int:
+        """Return the row of the current op."""
+        assert self.model is not None
+        op_id = self.model.op.op_id if self.model.op is not None else -1
+        return self.rows.index_of(self.model.position, op_id)
+
+    def row_chosen(self, index: int) -> None:
+        """The table's cursor went to a row."""
+        model = self.model
+        if model is None:
+            return
+        op = self.rows.row(index)
+        if not self.rows.is_filtered:
+            self.set_position(index, op)
+        elif op is not None:
+            self.set_position(model.position, op)
+            self.run_worker(self._locate(op), group="locate", exclusive=True)
+
+    async def _locate(self, op: Op) -> None:
+        assert self.model is not None
+        position = await self.model.position_of(op.op_id)
+        if position is not None and self.model.op is op:
+            self.model.position = position
+            if isinstance(self.screen, TraceScreen):
+                self.screen.refresh_status()
+
+    # The rest
+
+    def action_back(self) -> None:
+        """Cancel what runs, close what is open, or go back to the ops."""
+        if self.navigator is not None:
+            self.navigator.cancel()
+        screen = self.screen
+        if not isinstance(screen, TraceScreen):
+            self.pop_screen()
+        elif screen.has_class("zoomed"):
+            self.action_zoom()
+        elif screen.NAME != "ops" and self.model is not None:
+            self.call_later(self.show_screen, "ops")
+
+    def action_zoom(self) -> None:
+        """Give the focused pane the whole screen, or give the room back."""
+        screen = self.screen
+        zoomed = screen.maximized is not None
+        if zoomed:
+            screen.minimize()
+        elif screen.focused is not None:
+            screen.maximize(screen.focused, container=False)
+
+    def action_copy(self) -> None:
+        """Copy the current op as text, and how to get at it in Python."""
+        model = self.model
+        if model is None or model.op is None:
+            return
+        from tracelens_tui.snippets import of_op
+
+        self.copy_to_clipboard(of_op(model.path, model.op))
+        self.say(f"copied {safe(model.op.name)} #{model.op.op_id}")
+
+    def action_shot(self) -> None:
+        """Save a picture of the screen."""
+        self.deliver_screenshot()
+
+    def action_next_theme(self) -> None:
+        """Take the next of the themes."""
+        at = themes.CYCLE.index(self.theme) if self.theme in themes.CYCLE else -1
+        self.theme = themes.CYCLE[(at + 1) % len(themes.CYCLE)]
+        self.say(f"theme: {self.theme}")
+
+    def action_help(self) -> None:
+        """Show the keys of the focused pane."""
+        from tracelens_tui.screens.help import HelpScreen
+
+        self.push_screen(HelpScreen(self.screen.focused, self.screen))

@@ -1,0 +1,225 @@
+"""The application: one open trace, the screens over it, the keys that every screen has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from textual.app import App
+from textual.binding import BindingType
+
+from tracelens.errors import TraceLensError
+from tracelens.events import Op
+from tracelens_tui import keymap
+from tracelens_tui.actions import Actions
+from tracelens_tui.model import TraceModel, open_at
+from tracelens_tui.navigation import Navigator
+from tracelens_tui.palette import CommandPalette
+from tracelens_tui.rows import OpRows
+from tracelens_tui.screens.base import TraceScreen
+from tracelens_tui.screens.registry import SCREEN_NAMES, make_screen
+from tracelens_tui.themes import DARK, THEMES
+from tracelens_tui.worker import ReaderThread
+
+if TYPE_CHECKING:
+    from tracelens_tui.model import Opening
+
+
+class TraceLensApp(Actions, App[int]):
+    """Shows one trace, step by step, or the runs of a directory."""
+
+    TITLE = "tracelens"
+    CSS_PATH = "tracelens.tcss"
+    ENABLE_COMMAND_PALETTE = True
+    COMMANDS: ClassVar[set[type]] = {CommandPalette}
+    BINDINGS: ClassVar[list[BindingType]] = keymap.bindings()
+
+    def __init__(
+        self,
+        path: Path | None = None,
+        *,
+        directory: Path | None = None,
+        at: int | None = None,
+        pages: ReaderThread | None = None,
+        opening: Future[Opening] | None = None,
+    ) -> None:
+        """Prepare; nothing is read from here.
+
+        Args:
+            path: the trace to open; the runs of ``directory`` are listed if ``None``.
+            directory: where runs are looked for; the trace's directory by default.
+            at: the id of the op to start at.
+            pages: a reader that was started while Textual was being imported.
+            opening: what that reader was asked first.
+        """
+        super().__init__()
+        for theme in THEMES:
+            self.register_theme(theme)
+        self.theme = DARK.name
+        self.directory = directory or (path.parent if path else Path.cwd())
+        self.model: TraceModel | None = None
+        self.navigator: Navigator | None = None
+        self._path = path
+        self._at = at
+        self._pages = pages
+        self._opening = opening
+
+    @property
+    def rows(self) -> OpRows:
+        """The rows of the op table."""
+        assert self.model is not None and self.model.rows is not None
+        return self.model.rows
+
+    async def on_mount(self) -> None:
+        """Open what was asked for."""
+        self.set_keymap(keymap.user_keymap())
+        if self._path is None:
+            await self.show_screen("runs")
+        else:
+            await self.open(self._path, at=self._at, pages=self._pages, opening=self._opening)
+
+    async def open(
+        self,
+        path: Path,
+        *,
+        at: int | None = None,
+        rank: int | None = None,
+        pages: ReaderThread | None = None,
+        opening: Future[Opening] | None = None,
+    ) -> None:
+        """Open a trace, in place of the one that is open; tell why if it cannot be read."""
+        import asyncio
+
+        pages = pages or ReaderThread(str(path), "tracelens-pages")
+        opening = opening or pages.submit(lambda reader: open_at(reader, at, rank))
+        try:
+            known = await asyncio.wrap_future(opening)
+        except TraceLensError as error:
+            pages.close()
+            self.say(str(error), severity="error")
+            if self.model is None:
+                await self.show_screen("runs")
+            return
+        if self.model is not None:
+            self.model.close()
+            await self.drop_screens()
+        self.model = TraceModel(path, pages, known)
+        self.model.start(self.call_later, self._rows_arrived)
+        self.navigator = Navigator(self.model, self.progressed)
+        await self.show_screen("ops")
+        self.run_worker(self._read_story(), group="story", exclusive=True)
+        self.start_following()
+
+    def set_position(self, position: int, op: Op | None) -> None:
+        """Make an op the current one and tell the screen."""
+        model = self.model
+        if model is None:
+            return
+        model.position, model.op = position, op
+        if isinstance(self.screen, TraceScreen):
+            self.screen.moved()
+
+    def say(self, text: str, *, severity: str = "information") -> None:
+        """Tell something in passing."""
+        self.notify(text, severity=severity, markup=False, timeout=4)  # type: ignore[arg-type]
+
+    async def _read_story(self) -> None:
+        assert self.model is not None
+        try:
+            await self.model.read_story()
+        except TraceLensError as error:
+            self.say(str(error), severity="error")
+            return
+        self.tell_news()
+
+    def tell_news(self) -> None:
+        """The story or the number of ops changed."""
+        if isinstance(self.screen, TraceScreen):
+            self.screen.news()
+
+    def _rows_arrived(self) -> None:
+        arrived: Callable[[], None] | None = getattr(self.screen, "rows_arrived", None)
+        if arrived is not None:
+            arrived()
+
+    async def show_screen(self, name: str) -> None:
+        """Switch to a screen by its name; it is made when it is first shown."""
+        if name != "runs" and self.model is None:
+            self.say("open a trace first")
+            return
+        if not self.is_screen_installed(name):
+            screen = make_screen(name)
+            self.install_screen(screen, name)
+        if len(self.screen_stack) == 1:
+            await self.push_screen(name)
+        elif self.screen is not self.get_screen(name):
+            await self.switch_screen(name)
+
+    async def drop_screens(self) -> None:
+        """Forget the screens of the trace that was open."""
+        for name in SCREEN_NAMES:
+            if name != "runs" and self.is_screen_installed(name):
+                screen = self.get_screen(name)
+                if self.screen is screen:
+                    await self.show_screen("runs")
+                self.uninstall_screen(name)
+                await screen.remove()
+
+    async def action_screen(self, name: str) -> None:
+        """Switch to a screen."""
+        await self.show_screen(name)
+
+    def mark_of(self, op: Op) -> str:
+        """Return what stands before an op's row: a breakpoint or a bookmark."""
+        return ""
+
+    def start_following(self) -> None:
+        """Follow the trace if it is being written."""
+
+    def stop_following(self) -> None:
+        """Stay where the cursor is."""
+
+    def completions(self) -> tuple[str, ...]:
+        return ()
+
+    async def run_command(self, line: str) -> None:
+        """Run a line typed after ``:``."""
+
+    async def action_command(self, name: str) -> None:
+        await self.run_command(name)
+
+    def on_unmount(self) -> None:
+        """End the reader threads."""
+        if self.model is not None:
+            self.model.close()
+
+
+def view(
+    path: str | None = None,
+    *,
+    at: int | None = None,
+    directory: str | None = None,
+    live: bool = False,
+    serve: str | None = None,
+) -> int:
+    """Open the terminal interface and return the exit code (the face of ``tracelens view``).
+
+    Args:
+        path: the trace; the runs under ``directory`` are listed if ``None``.
+        at: id of the op to start at.
+        directory: where to look for runs; the current directory by default.
+        live: follow the trace from the start, even if it does not exist yet.
+        serve: ``HOST:PORT`` to show it at in a browser instead.
+
+    Raises:
+        TraceError: the trace cannot be opened.
+    """
+    from tracelens_tui.start import start
+
+    if serve is not None:
+        from tracelens_tui.serve import serve as serve_at
+
+        return serve_at(path, at=at, address=serve)
+    return start(path, at=at, directory=directory, live=live)

@@ -1,0 +1,47 @@
+"""Colours: a dark and a light theme of our own; Textual brings `ansi-dark` and `ansi-light`.
+
+Accents are from Okabe and Ito's palette, which people with a colour-vision deficiency tell apart;
+every state has a glyph of its own besides.
+"""
+
+from __future__ import annotations
+
+from textual.theme import Theme
+
+_ORANGE, _SKY, _GREEN = "#E69F00", "#56B4E9", "#009E73"
+_BLUE, _VERMILION, _PURPLE = "#0072B2", "#D55E00", "#CC79A7"
+
+DARK = Theme(
+    name="tracelens-dark",
+    primary=_SKY,
+    secondary=_PURPLE,
+    accent=_SKY,
+    foreground="#E4E4E4",
+    background="#14171C",
+    surface="#1B1F26",
+    panel="#252B34",
+    success="#3FC79A",
+    warning=_ORANGE,
+    error="#FF7A3D",
+    dark=True,
+)
+
+LIGHT = Theme(
+    name="tracelens-light",
+    primary=_BLUE,
+    secondary="#8A3D6B",
+    accent=_BLUE,
+    foreground="#1B1F26",
+    background="#FBFBF8",
+    surface="#F1F1EC",
+    panel="#E3E4DF",
+    success="#00704F",
+    warning="#8A5A00",
+    error="#B03A00",
+    dark=False,
+)
+
+THEMES = (DARK, LIGHT)
+
+CYCLE = ("tracelens-dark", "tracelens-light", "ansi-dark", "ansi-light")
+"""What the theme command goes through."""

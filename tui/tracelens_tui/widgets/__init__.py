@@ -1,0 +1,1 @@
+"""Widgets; they hold no data of a trace, they show what they are given."""

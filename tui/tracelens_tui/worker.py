@@ -1,0 +1,94 @@
+"""A thread that owns one reader of a trace and answers questions, so that the screen never waits.
+
+DuckDB connections and mapped files belong to one thread; widgets belong to another. Questions go
+in through a queue, answers come back as futures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+from tracelens.storage.reader import TraceReader, open_trace
+
+T = TypeVar("T")
+
+_PATIENCE_S = 3.0
+
+
+class ReaderThread:
+    """Answers questions about one trace, one after the other, in a thread of its own.
+
+    Args:
+        path: the trace; opened in the thread at the first question.
+        name: the thread's name.
+        memory_limit_bytes: what DuckDB may use for this reader.
+    """
+
+    def __init__(self, path: str, name: str, memory_limit_bytes: int = 512 << 20) -> None:
+        self.path = path
+        self._memory_limit_bytes = memory_limit_bytes
+        self._jobs: deque[tuple[Callable[[TraceReader], object], Future[object]]] = deque()
+        self._wake = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, question: Callable[[TraceReader], T], *, urgent: bool = False) -> Future[T]:
+        """Queue a question; an urgent one is asked before those that wait."""
+        answer: Future[T] = Future()
+        with self._wake:
+            if urgent:
+                self._jobs.appendleft((question, answer))  # type: ignore[arg-type]
+            else:
+                self._jobs.append((question, answer))  # type: ignore[arg-type]
+            self._wake.notify()
+        return answer
+
+    async def ask(self, question: Callable[[TraceReader], T]) -> T:
+        """Ask and wait for the answer without blocking the screen.
+
+        Raises:
+            TraceError: the trace cannot be read.
+            Exception: what the question raised.
+        """
+        return await asyncio.wrap_future(self.submit(question))
+
+    def close(self) -> None:
+        """Ask no more; the thread closes its reader and ends after what it is doing.
+
+        It is waited for a moment: native code that still runs while Python shuts down aborts.
+        """
+        with self._wake:
+            self._closed = True
+            for _, answer in self._jobs:
+                answer.cancel()
+            self._jobs.clear()
+            self._wake.notify()
+        self._thread.join(_PATIENCE_S)
+
+    def _run(self) -> None:
+        reader: TraceReader | None = None
+        while True:
+            with self._wake:
+                while not self._jobs and not self._closed:
+                    self._wake.wait()
+                if self._closed:
+                    break
+                question, answer = self._jobs.popleft()
+            if not answer.set_running_or_notify_cancel():
+                continue
+            try:
+                if reader is None:
+                    reader = open_trace(self.path, memory_limit_bytes=self._memory_limit_bytes)
+                result = question(reader)
+            except BaseException as error:
+                answer.set_exception(error)
+            else:
+                answer.set_result(result)
+        if reader is not None:
+            reader.close()
