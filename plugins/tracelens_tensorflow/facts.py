@@ -1,0 +1,174 @@
+"""What each op of a graph is: the user's line, the layer, the phase, the forward op."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import tensorflow as tf
+
+from tracelens.events import Phase, Source
+from tracelens.userframes import source_keys
+from tracelens_tensorflow import gradlinks, layers, sources, spans
+from tracelens_tensorflow.spans import OpRef
+
+if TYPE_CHECKING:
+    from tracelens.session import Session
+    from tracelens.storage.writer import ShardWriter
+
+_DEPTH = 8
+"""Gradients of gradients are followed this far to the line of the op they began with."""
+
+_BACKWARD_NAMES = ("gradient_tape/", "gradients/")
+_PLUMBING = frozenset(("Placeholder", "NoOp"))
+
+
+@dataclass(frozen=True, slots=True)
+class OpFacts:
+    """What an op of a graph is.
+
+    Attributes:
+        op_type: ``"MatMul"``.
+        name: its name in its graph.
+        source: the user's line that issued it; a backward op has its forward op's line, unless
+            it was made in a gradient function of the user.
+        exact: False if the line is only the nearest one known.
+        module: path of the Keras layer, empty outside of layers.
+        phase: part of the step.
+        forward: of a backward op, its forward op, perhaps in another graph.
+    """
+
+    op_type: str
+    name: str
+    source: Source | None
+    exact: bool
+    module: str
+    phase: Phase
+    forward: tf.Operation | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """The part of the facts that may outlive the graph."""
+
+    source: Source | None
+    exact: bool
+    module: str
+    phase: Phase
+    forward: OpRef | None
+
+
+_facts: weakref.WeakKeyDictionary[Any, dict[int, _Known]] = weakref.WeakKeyDictionary()
+_sites: weakref.WeakKeyDictionary[Any, dict[tuple[Any, ...], int]] = weakref.WeakKeyDictionary()
+_NOTHING = _Known(None, False, "", Phase.OTHER, None)
+
+
+def facts_of(op: tf.Operation) -> OpFacts:
+    """Return what an op is. Never raises: what cannot be found is absent.
+
+    Args:
+        op: an op of any graph.
+    """
+    known = _known(op, _DEPTH)
+    forward = known.forward() if known.forward is not None else None
+    return OpFacts(op.type, op.name, known.source, known.exact, known.module, known.phase, forward)
+
+
+def site_of(op: tf.Operation, writer: ShardWriter) -> int:
+    """Return the id of an op's ``site`` in a shard, interned at the first question.
+
+    Args:
+        op: an op of any graph.
+        writer: the session's writer.
+    """
+    known = _known(op, _DEPTH)
+    key = (op.type, known.module, known.exact, known.source)
+    sites = _sites.get(writer)
+    if sites is None:
+        sites = _sites[writer] = {}
+    number = sites.get(key)
+    if number is None:
+        site: dict[str, Any] = {"op": op.type}
+        if known.module:
+            site["module"] = known.module
+        if known.source is not None:
+            site.update(source_keys(known.source))
+        if not known.exact:
+            site["exact"] = False
+        number = sites[key] = int(writer.intern("site", site))
+    return number
+
+
+def install(session: Session) -> Callable[[], None]:
+    """Begin to note what cannot be found out after a graph was traced.
+
+    Args:
+        session: the recording; told once if a hook cannot be set.
+
+    Returns:
+        A function that takes every hook off again.
+    """
+    undo: list[Callable[[], None]] = []
+    for piece in (spans, layers):
+        try:
+            undo.append(piece.install())
+        except Exception as error:
+            session.note("hook_failed", f"{piece.__name__}: {error!r}", "warning")
+
+    def uninstall() -> None:
+        while undo:
+            undo.pop()()
+
+    return uninstall
+
+
+def _known(op: Any, depth: int) -> _Known:
+    try:
+        graph = op.graph
+        of_graph = _facts.get(graph)
+        if of_graph is None:
+            of_graph = _facts[graph] = {}
+        known = of_graph.get(op._id)
+        if known is None:
+            known = of_graph[op._id] = _examine(op, depth)
+        return known
+    except Exception:
+        return _NOTHING
+
+
+def _examine(op: Any, depth: int) -> _Known:
+    place = sources.place_of(op)
+    forward = gradlinks.forward_of(op)
+    phase = place.phase
+    if phase is None:
+        phase = _phase_by_name(op) if forward is None else Phase.BACKWARD
+    source, exact = place.source, place.exact and place.source is not None
+    module = _module_of(op)
+    if phase is Phase.BACKWARD and forward is not None and forward is not op:
+        of_forward = _known(forward, depth - 1) if depth else _NOTHING
+        module = module or of_forward.module
+        if not place.own:
+            source, exact = of_forward.source, of_forward.exact
+    elif phase is Phase.BACKWARD and not place.own:
+        exact = False
+    reference = OpRef(forward) if forward is not None and phase is Phase.BACKWARD else None
+    return _Known(source, exact, module, phase, reference)
+
+
+def _phase_by_name(op: Any) -> Phase:
+    if op.type in _PLUMBING:
+        return Phase.OTHER
+    name = f"{op.name}/"
+    if any(name.startswith(part) or f"/{part}" in name for part in _BACKWARD_NAMES):
+        return Phase.BACKWARD
+    made_for_gradients = str(getattr(op.graph, "name", "")).startswith("__backward_")
+    return Phase.BACKWARD if made_for_gradients else Phase.FORWARD
+
+
+def _module_of(op: Any) -> str:
+    notes = spans.known_notes(op.graph)
+    if notes is None:
+        return ""
+    return notes.owner("layers", op._id) or notes.path

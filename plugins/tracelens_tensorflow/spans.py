@@ -1,0 +1,151 @@
+"""Remembers what was going on while ops of a graph were made: a layer's call, a gradient.
+
+Ops of a graph are numbered in the order they are made, so two numbers taken around a call tell
+which ops it made; nothing is done for each op. A graph made meanwhile (a branch, a loop's body, a
+called function) inherits what was going on.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.python.framework import ops
+from tensorflow.python.framework.func_graph import FuncGraph
+
+_FIRST_ID = 2
+"""Ids 0 and 1 of a graph are its source and sink, which are no operations."""
+
+
+class OpRef:
+    """An op that its graph may outlive: kept by number, so that it keeps no graph alive."""
+
+    __slots__ = ("_graph", "number")
+
+    def __init__(self, op: Any) -> None:
+        self._graph = weakref.ref(op.graph)
+        self.number = int(op._id)
+
+    def __call__(self) -> tf.Operation | None:
+        """Return the op, ``None`` if its graph is gone."""
+        graph = self._graph()
+        return None if graph is None else op_numbered(graph, self.number)
+
+
+@dataclass(slots=True)
+class Span:
+    """Ops ``start <= number < end`` of one graph and what they belong to."""
+
+    start: int
+    end: int
+    owner: Any
+
+
+@dataclass(slots=True)
+class GraphNotes:
+    """What is known of one graph.
+
+    Attributes:
+        layers: ops made in calls of layers; ``owner`` is the path of the layer.
+        gradients: ops made by gradient functions; ``owner`` is the `OpRef` of the forward op.
+        path: the layer that was being called when the graph was made.
+        forward: the op whose gradient was being made when the graph was made.
+        singles: forward ops of single ops, by number.
+    """
+
+    layers: list[Span] = field(default_factory=list)
+    gradients: list[Span] = field(default_factory=list)
+    path: str = ""
+    forward: OpRef | None = None
+    singles: dict[int, OpRef] = field(default_factory=dict)
+    _owners: dict[str, tuple[int, dict[int, Any]]] = field(default_factory=dict)
+
+    def owner(self, kind: str, number: int) -> Any:
+        """Return the owner of the innermost span that holds an op, ``None`` if none does.
+
+        Args:
+            kind: ``"layers"`` or ``"gradients"``.
+            number: of the op in its graph.
+        """
+        spans: list[Span] = getattr(self, kind)
+        count, owners = self._owners.get(kind, (-1, {}))
+        if count != len(spans):
+            # A span is noted when it ends, so an inner one stands before the one around it.
+            owners = {
+                at: span.owner for span in reversed(spans) for at in range(span.start, span.end)
+            }
+            self._owners[kind] = (len(spans), owners)
+        return owners.get(number)
+
+
+class Current(threading.local):
+    """What goes on in the calling thread."""
+
+    def __init__(self) -> None:
+        self.layers: list[str] = []
+        self.forward: list[OpRef | None] = []
+
+    def path(self) -> str:
+        """Return the path of the layer that is being called, empty if none is."""
+        return self.layers[-1] if self.layers else ""
+
+
+current = Current()
+_notes: weakref.WeakKeyDictionary[Any, GraphNotes] = weakref.WeakKeyDictionary()
+
+
+def notes_of(graph: Any) -> GraphNotes:
+    """Return what is known of a graph, to be read or added to."""
+    notes = _notes.get(graph)
+    if notes is None:
+        notes = _notes[graph] = GraphNotes()
+    return notes
+
+
+def known_notes(graph: Any) -> GraphNotes | None:
+    """Return what is known of a graph, ``None`` if nothing is."""
+    return _notes.get(graph)
+
+
+def next_number(graph: Any) -> int:
+    """Return the number that the next op of a graph will have."""
+    return int(graph.num_operations()) + _FIRST_ID
+
+
+def op_numbered(graph: Any, number: int) -> tf.Operation | None:
+    """Return an op of a graph by its number, ``None`` if there is none."""
+    table = getattr(graph, "_nodes_by_id", None)
+    if table is None:
+        return next((op for op in graph.get_operations() if op._id == number), None)
+    return table[number] if number in table else None
+
+
+def open_graph() -> Any:
+    """Return the graph that ops are added to now, ``None`` if they run eagerly."""
+    return None if tf.executing_eagerly() else ops.get_default_graph()
+
+
+def install() -> Callable[[], None]:
+    """Begin to note what goes on when a function graph is made; the result, called, ends it."""
+    original = FuncGraph.__init__
+
+    @functools.wraps(original)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        if current.layers or current.forward:
+            notes = notes_of(self)
+            notes.path = current.path()
+            notes.forward = current.forward[-1] if current.forward else None
+
+    FuncGraph.__init__ = __init__
+
+    def uninstall() -> None:
+        if FuncGraph.__init__ is __init__:
+            FuncGraph.__init__ = original
+
+    return uninstall
