@@ -11,6 +11,7 @@ from textual.app import App
 from tracelens.cursor import Cursor, Stop
 from tracelens.errors import TraceLensError
 from tracelens_tui import themes
+from tracelens_tui.model import cause_id
 from tracelens_tui.navigation import MAX_MATCHES, Move
 from tracelens_tui.screens.base import TraceScreen
 from tracelens_tui.texts import count, safe
@@ -20,10 +21,17 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from tracelens.events import Op
-    from tracelens_tui.model import TraceModel
-    from tracelens_tui.navigation import Navigator
+    from tracelens_tui.model import TraceModel, cause_id
+from tracelens_tui.navigation import Navigator
 
 _SAID_AS_WARNING = ("missing", "cancelled")
+
+
+def _finding_here(cursor: Cursor) -> dict[str, Any] | None:
+    """Return the stored finding that names this op, or else the explanation of its values."""
+    stored = cursor.findings.at(cursor.op_id)
+    told = next((each for each in stored if each.get("path")), None)
+    return told or cursor.why()
 
 
 class Actions(App[int]):
@@ -76,6 +84,33 @@ class Actions(App[int]):
         elif move.stop.note:
             warning = move.stop.reason in _SAID_AS_WARNING
             self.say(move.stop.note, severity="warning" if warning else "information")
+
+    async def action_why(self) -> None:
+        """Show the chain from the first cause to the sink: of this op, or of the worst finding."""
+        if self.navigator is None or self.model is None:
+            return
+        try:
+            finding = await self.navigator.ask(_finding_here)
+        except TraceLensError as error:
+            self.say(str(error), severity="error")
+            return
+        if finding is None and self.model.story.findings:
+            finding = self.model.story.findings[0]
+        if finding is None:
+            self.say("this op read and wrote finite values only, and there is no finding")
+            return
+        await self.show_finding(finding)
+
+    async def show_finding(self, finding: dict[str, Any]) -> None:
+        """Go to the first cause of a finding and show its chain."""
+        from tracelens_tui.screens.ops import OpsScreen
+
+        await self.show_screen("ops")
+        op_id = cause_id(finding)
+        if op_id is not None:
+            await self.go_to_op(op_id)
+        if isinstance(self.screen, OpsScreen):
+            self.screen.show_why(finding)
 
     # Search and filter
 
@@ -216,10 +251,13 @@ class Actions(App[int]):
         if self.navigator is not None:
             self.navigator.cancel()
         screen = self.screen
+        hide_why: Callable[[], bool] | None = getattr(screen, "hide_why", None)
         if not isinstance(screen, TraceScreen):
             self.pop_screen()
-        elif screen.has_class("zoomed"):
-            self.action_zoom()
+        elif screen.maximized is not None:
+            screen.minimize()
+        elif hide_why is not None and hide_why():
+            return
         elif screen.NAME != "ops" and self.model is not None:
             self.call_later(self.show_screen, "ops")
 

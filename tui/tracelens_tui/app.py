@@ -112,6 +112,10 @@ class TraceLensApp(Actions, App[int]):
         self.run_worker(self._read_story(), group="story", exclusive=True)
         self.start_following()
 
+    def open_later(self, path: Path) -> None:
+        """Open another trace, once the screen that asked for it has finished."""
+        self.run_worker(self.open(path), group="open", exclusive=True)
+
     def set_position(self, position: int, op: Op | None) -> None:
         """Make an op the current one and tell the screen."""
         model = self.model

@@ -24,7 +24,7 @@ class Key:
         action: what it does.
         help: one phrase.
         shown: how the key is written in help; derived from ``keys`` if empty.
-        footer: show it in the footer.
+        footer: its word in the footer; it is not there if empty.
     """
 
     id: str
@@ -32,18 +32,19 @@ class Key:
     action: str
     help: str
     shown: str = ""
-    footer: bool = False
+    footer: str = ""
 
 
 TUI_KEYS = (
-    Key("finding.next", "right_square_bracket", "finding(1)", "next finding", "]", True),
+    Key("finding.next", "right_square_bracket", "finding(1)", "next finding", "]", "finding"),
     Key("finding.previous", "left_square_bracket", "finding(-1)", "previous finding", "["),
     Key("step.next", "right_curly_bracket", "train_step(1)", "next training step", "}"),
     Key("step.previous", "left_curly_bracket", "train_step(-1)", "previous training step", "{"),
-    Key("search", "slash", "prompt('/')", "search", "/", True),
+    Key("why", "e", "why", "why: the chain from first cause to sink", "e", "why"),
+    Key("search", "slash", "prompt('/')", "search", "/", "search"),
     Key("match.next", "full_stop", "match(1)", "next match", "."),
     Key("match.previous", "comma", "match(-1)", "previous match", ","),
-    Key("filter", "f", "prompt('f')", "filter the ops", "f", True),
+    Key("filter", "f", "prompt('f')", "filter the ops", "f", "filter"),
     Key("filter.clear", "F", "clear_filter", "show all ops", "F"),
     Key("line", "colon", "prompt(':')", "type a command", ":"),
     Key("goto", "g,ctrl+g", "prompt('g')", "go to an op, step or mark", "g ^g"),
@@ -65,9 +66,9 @@ TUI_KEYS = (
     Key("screenshot", "f8", "shot", "save a screenshot (SVG)"),
     Key("theme", "T", "next_theme", "next theme: dark, light, ansi"),
     Key("palette", "ctrl+p", "command_palette", "all commands"),
-    Key("help", "question_mark,f1", "help", "help for the focused pane", "?", True),
+    Key("help", "question_mark,f1", "help", "help for the focused pane", "?", "help"),
     Key("back", "escape", "back", "close, cancel, back to the ops"),
-    Key("quit", "q", "quit", "quit", "q", True),
+    Key("quit", "q", "quit", "quit", "q", "quit"),
 )
 """Keys that are no commands of the prompt."""
 
@@ -149,8 +150,8 @@ def bindings() -> list[BindingType]:
             Binding(
                 key.keys,
                 key.action,
-                key.help,
-                show=key.footer,
+                key.footer or key.help,
+                show=bool(key.footer),
                 key_display=key.shown or None,
                 id=key.id,
             )

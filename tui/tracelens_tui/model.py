@@ -55,6 +55,7 @@ class Story:
     notes: list[Json] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     hits: int = 0
+    is_read: bool = False
 
 
 def open_at(reader: TraceReader, at: int | None, rank: int | None) -> Opening:
@@ -210,6 +211,7 @@ def _story(reader: TraceReader, rank: int) -> Story:
         notes=reader.notes(),
         problems=reader.health().lines(),
         hits=len(reader.hits(rank=rank)),
+        is_read=True,
     )
 
 

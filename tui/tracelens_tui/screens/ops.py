@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import ClassVar
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
 
 from textual import on
 from textual.containers import Horizontal, Vertical
+from textual.events import DescendantFocus
 from textual.widget import Widget
 
 from tracelens.errors import TraceLensError
@@ -14,6 +15,7 @@ from tracelens.events import Op
 from tracelens_tui import sources
 from tracelens_tui.columns import op_columns
 from tracelens_tui.screens.base import TraceScreen
+from tracelens_tui.widgets.chain import ChainTable, WhyPane
 from tracelens_tui.widgets.source_pane import SourcePane
 from tracelens_tui.widgets.tensors_pane import TensorsPane, ports_of
 from tracelens_tui.widgets.virtual_table import VirtualTable
@@ -47,6 +49,7 @@ class OpsScreen(TraceScreen):
             with Vertical(id="right"):
                 yield TensorsPane(id="tensors")
                 yield WherePane(id="where")
+                yield WhyPane(id="why")
 
     def on_mount(self) -> None:
         """Show the rows that are already read."""
@@ -117,6 +120,41 @@ class OpsScreen(TraceScreen):
             self.tracelens.say(str(error), severity="error")
 
     _annotated: tuple[str, int] = ("", -1)
+
+    def show_why(self, finding: Mapping[str, Any]) -> None:
+        """Show the chain of a finding, ready to be walked."""
+        self.add_class("show-why")
+        self.query_one(WhyPane).show(finding)
+        self.query_one(ChainTable).focus()
+
+    def hide_why(self) -> bool:
+        """Show again where the op stands; returns whether the chain was open."""
+        was_open = self.has_class("show-why")
+        self.remove_class("show-why")
+        if was_open:
+            self.table.focus()
+        return was_open
+
+    @on(VirtualTable.Moved, "#chain")
+    async def _link_walked(self, event: VirtualTable.Moved) -> None:
+        link = self.query_one(ChainTable).links[event.index]
+        if link.op_id is not None:
+            await self.tracelens.go_to_op(link.op_id)
+
+    @on(VirtualTable.Chosen, "#chain")
+    async def _link_chosen(self, event: VirtualTable.Chosen) -> None:
+        link = self.query_one(ChainTable).links[event.index]
+        if link.op_id is not None:
+            await self.tracelens.go_to_op(link.op_id)
+            self.table.focus()
+
+    def on_descendant_focus(self, event: DescendantFocus) -> None:
+        """On a narrow terminal the pane that has the focus is the one that shows."""
+        name = event.widget.id or ""
+        if name in ("source", "tensors", "where", "ops"):
+            for pane in ("tensors", "where"):
+                if name != "ops":
+                    self.set_class(name == pane, f"show-{pane}")
 
     @on(VirtualTable.Moved, "#ops")
     def _row_moved(self, event: VirtualTable.Moved) -> None:

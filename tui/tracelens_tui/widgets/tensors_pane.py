@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tracelens.events import SLOT_BITS, Op, TensorRecord
 from tracelens_tui import health
 from tracelens_tui.texts import safe, tensor_kind, values
+from tracelens_tui.widgets.listing import Listing
 from tracelens_tui.widgets.virtual_table import Column, VirtualTable
 
 
@@ -44,22 +44,6 @@ class Port:
         if self.is_input:
             return "parameter" if self.tensor.parameter else "← from outside"
         return ""
-
-
-class Ports:
-    """Rows of the pane."""
-
-    def __init__(self, ports: Sequence[Port]) -> None:
-        self._ports = ports
-
-    @property
-    def count(self) -> int:
-        """How many there are."""
-        return len(self._ports)
-
-    def row(self, index: int) -> Port | None:
-        """Return one."""
-        return self._ports[index] if 0 <= index < len(self._ports) else None
 
 
 def ports_of(op: Op) -> list[Port]:
@@ -99,10 +83,10 @@ class TensorsPane(VirtualTable):
         self.ports = ports
         bad = [i for i, port in enumerate(ports) if health.of_tensor(port.tensor).tone == "error"]
         self.cursor = bad[0] if bad else 0
-        self.show(Ports(ports), empty="it has no inputs and no outputs")
+        self.show(Listing(ports), empty="it has no inputs and no outputs")
         self.scroll_to(y=0, animate=False, force=True, immediate=True)
 
     def update_ports(self, ports: list[Port]) -> None:
         """Show what is now known of the same ports."""
         self.ports = ports
-        self.show(Ports(ports))
+        self.show(Listing(ports))
