@@ -74,6 +74,8 @@ class RingWriter {
   bool is_open() const { return records_ != nullptr; }
   uint64_t reserve() { return head_->fetch_add(1, std::memory_order_relaxed); }
   int64_t reserve_op_id() { return op_ids_->fetch_add(1, std::memory_order_relaxed); }
+  // Takes `n` ids in a row; returns the first.
+  int64_t reserve_op_ids(int64_t n) { return op_ids_->fetch_add(n, std::memory_order_relaxed); }
   int64_t dropped() const { return dropped_; }
 
   // Other threads may take positions between this look and the caller's write.
