@@ -8,16 +8,17 @@ be cancelled.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tracelens.breakpoints import Breakpoint, Breakpoints, SameSite
+from tracelens.breakpoints import AnyOf, Breakpoint, Breakpoints, SameSite
 from tracelens.errors import ConfigError
 from tracelens.events import NO_ID, Op
 from tracelens.findings import Findings
 from tracelens.levels import Beside, Beyond, OtherStep
 from tracelens.marks import Marks
+from tracelens.predicates import Reads
 from tracelens.storage.chunks import Predicate
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 
 _LAST = 1 << 62
+_READ_TOGETHER = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,12 +222,29 @@ class Cursor:
 
     # Neighbours
 
+    def ops(self, op_ids: Sequence[int]) -> list[Op]:
+        """Return ops by their ids; ids that lie close together are read together."""
+        found: list[Op] = []
+        for first in range(0, len(op_ids), _READ_TOGETHER):
+            ids = sorted(op_ids[first : first + _READ_TOGETHER])
+            span = ids[-1] - ids[0] + 1
+            if span <= 4 * len(ids):
+                page = self.reader.ops(rank=self.rank, after_op_id=ids[0] - 1, limit=span)
+                wanted = set(ids)
+                found += [op for op in page if op.op_id in wanted]
+            else:
+                found += [op for op_id in ids if (op := self.reader.op(op_id, self.rank))]
+        return found
+
     def producers(self) -> list[Op | None]:
         """Return, for each input, the op that wrote it; ``None`` where none was recorded."""
         return [] if self.op is None else self.reader.producers(self.op.op_id, self.rank)
 
     def consumers(self, slot: int | None = None, limit: int = 64) -> list[Op]:
-        """Return the ops that read what this op wrote, in order.
+        """Return the ops that read what this op wrote, in this training step and the next.
+
+        Only if none did, later ones are searched: a value is rarely read for long, and looking
+        for its last reader would mean to look at the whole trace.
 
         Args:
             slot: which output; all of them if ``None``.
@@ -233,17 +252,20 @@ class Cursor:
         """
         if self.op is None:
             return []
-        values = [
+        values = {
             output.value_id
             for number, output in enumerate(self.op.outputs)
             if (slot is None or number == slot) and output.value_id >= 0
-        ]
-        ids: set[int] = set()
-        for value in dict.fromkeys(values):
-            ids.update(self.reader.consumers(value, limit, self.rank))
-        ids.discard(self.op.op_id)
-        ops = (self.reader.op(op_id, self.rank) for op_id in sorted(ids)[:limit])
-        return [op for op in ops if op is not None]
+        }
+        if not values:
+            return []
+        reads = AnyOf(tuple(Reads(value) for value in sorted(values)))
+        following = self.reader.ops(rank=self.rank, step=self.op.step + 2, limit=1)
+        until = following[0].op_id - 1 if following else None
+        found = self._find(reads, back=False, until=until, limit=limit)
+        if not found.op_ids and following and found.complete:
+            found = self._find(reads, back=False, limit=limit)
+        return self.ops(found.op_ids)
 
     def why(self) -> Json | None:
         """Return the finding of this op's non-finite values; ``None`` if all it touched is finite.
@@ -338,6 +360,7 @@ class Cursor:
         back: bool,
         start: int | None = None,
         until: int | None = None,
+        limit: int = 1,
     ) -> Found:
         start = self.op_id if start is None else start
         return self.reader.find(
@@ -346,6 +369,7 @@ class Cursor:
             after=None if back else start,
             before=start if back else None,
             until=until,
+            limit=limit,
             progress=self.progress,
             cancelled=self.cancelled,
         )

@@ -110,6 +110,8 @@ class ChunkRef:
         load: reads it; ``None`` if the file is damaged.
         key: what tells it from others in a cache.
         damaged: told why a column of it could not be read.
+        step_lo: no op in it is of an earlier step.
+        step_hi: no op in it is of a later step.
     """
 
     rows: int
@@ -118,6 +120,8 @@ class ChunkRef:
     load: Callable[[], Chunk | None]
     key: object
     damaged: Callable[[str], None]
+    step_lo: int = 0
+    step_hi: int = 1 << 62
 
 
 def table_chunk(table: pa.Table, key: object) -> list[ChunkRef]:

@@ -234,6 +234,8 @@ class SegmentOps:
             load=lambda: file_chunk(file) if self._ops.sound([file]) else None,
             key=file.path,
             damaged=lambda reason: self._ops.remove(file, reason),
+            step_lo=file.step_lo or 0,
+            step_hi=(1 << 62) if file.step_hi is None else file.step_hi,
         )
 
     def _ids_of(self, cluster: Sequence[SegmentFile]) -> NDArray[np.int64]:

@@ -184,6 +184,7 @@ class TraceReader:
         after: int | None = None,
         before: int | None = None,
         until: int | None = None,
+        step: int | None = None,
         limit: int = 1,
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
@@ -200,6 +201,7 @@ class TraceReader:
                 ``after`` nor ``before`` is given.
             before: search downwards from this op id (it is left out).
             until: the last op id to look at, in the direction of the search.
+            step: the condition holds in this training step only: look nowhere else.
             limit: ids to return at most.
             progress: told, between files, ops looked at and ops to look at.
             cancelled: asked between files; true ends the search.
@@ -212,6 +214,7 @@ class TraceReader:
             after=after,
             before=before,
             until=until,
+            step=step,
             limit=limit,
             progress=progress,
             cancelled=cancelled,

@@ -57,6 +57,7 @@ class Search:
         after: int | None = None,
         before: int | None = None,
         until: int | None = None,
+        step: int | None = None,
         limit: int = 1,
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
@@ -69,6 +70,7 @@ class Search:
                 ``after`` nor ``before`` is given.
             before: search downwards from this op id (it is left out).
             until: the last op id to look at, in the direction of the search.
+            step: the condition holds in this training step only: look nowhere else.
             limit: ids to return at most.
             progress: told between chunks.
             cancelled: asked between chunks; true ends the search.
@@ -79,6 +81,8 @@ class Search:
         else:
             low, high = (-1 if after is None else after), (_END if until is None else until + 1)
         refs = [ref for ref in self._chunks() if ref.op_hi > low and ref.op_lo < high]
+        if step is not None:
+            refs = [ref for ref in refs if ref.step_lo <= step <= ref.step_hi]
         refs.sort(key=lambda ref: -ref.op_hi if back else ref.op_lo)
         total = sum(ref.rows for ref in refs)
         found: list[int] = []
