@@ -111,7 +111,7 @@ def install(session: Session) -> Callable[[], None]:
         A function that takes every hook off again.
     """
     undo: list[Callable[[], None]] = []
-    for piece in (spans, layers):
+    for piece in (spans, layers, gradlinks):
         try:
             undo.append(piece.install())
         except Exception as error:
@@ -141,20 +141,32 @@ def _known(op: Any, depth: int) -> _Known:
 def _examine(op: Any, depth: int) -> _Known:
     place = sources.place_of(op)
     forward = gradlinks.forward_of(op)
-    phase = place.phase
-    if phase is None:
-        phase = _phase_by_name(op) if forward is None else Phase.BACKWARD
+    phase = _phase_of(op, place, forward)
     source, exact = place.source, place.exact and place.source is not None
     module = _module_of(op)
-    if phase is Phase.BACKWARD and forward is not None and forward is not op:
-        of_forward = _known(forward, depth - 1) if depth else _NOTHING
-        module = module or of_forward.module
-        if not place.own:
-            source, exact = of_forward.source, of_forward.exact
-    elif phase is Phase.BACKWARD and not place.own:
+    if phase is not Phase.BACKWARD:
+        return _Known(source, exact, module, phase, None)
+    between = forward is None
+    if between:
+        forward = gradlinks.forward_of_neighbours(op, _is_backward)
+    if forward is None or forward is op:
+        return _Known(source, exact and place.own, module, phase, None)
+    of_forward = _known(forward, depth - 1) if depth else _NOTHING
+    if not place.own and of_forward.source is not None:
+        source, exact = of_forward.source, of_forward.exact and not between
+    elif not place.own:
         exact = False
-    reference = OpRef(forward) if forward is not None and phase is Phase.BACKWARD else None
-    return _Known(source, exact, module, phase, reference)
+    return _Known(source, exact, module or of_forward.module, phase, OpRef(forward))
+
+
+def _is_backward(op: Any) -> bool:
+    return _phase_of(op, sources.place_of(op), gradlinks.forward_of(op)) is Phase.BACKWARD
+
+
+def _phase_of(op: Any, place: sources.Place, forward: Any) -> Phase:
+    if place.phase is not None:
+        return place.phase
+    return Phase.BACKWARD if forward is not None else _phase_by_name(op)
 
 
 def _phase_by_name(op: Any) -> Phase:
@@ -171,4 +183,5 @@ def _module_of(op: Any) -> str:
     notes = spans.known_notes(op.graph)
     if notes is None:
         return ""
-    return notes.owner("layers", op._id) or notes.path
+    span = notes.span("layers", op._id)
+    return notes.path if span is None else str(span.owner)

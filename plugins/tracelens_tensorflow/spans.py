@@ -12,7 +12,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 from tensorflow.python.framework import ops
@@ -39,11 +39,30 @@ class OpRef:
 
 @dataclass(slots=True)
 class Span:
-    """Ops ``start <= number < end`` of one graph and what they belong to."""
+    """Ops ``start <= number < end`` of one graph and what they belong to.
+
+    ``depth`` counts the spans of the same kind that were open around it.
+    """
 
     start: int
     end: int
     owner: Any
+    depth: int = 0
+
+
+class Single(NamedTuple):
+    """What one op, made between two gradient functions, belongs to."""
+
+    forward: OpRef
+    depth: int
+
+
+class Running(NamedTuple):
+    """A gradient function that is being called, and the first op that it may make."""
+
+    forward: OpRef
+    graph: Any
+    start: int
 
 
 @dataclass(slots=True)
@@ -55,32 +74,30 @@ class GraphNotes:
         gradients: ops made by gradient functions; ``owner`` is the `OpRef` of the forward op.
         path: the layer that was being called when the graph was made.
         forward: the op whose gradient was being made when the graph was made.
-        singles: forward ops of single ops, by number.
+        singles: what single ops belong to, by number.
     """
 
     layers: list[Span] = field(default_factory=list)
     gradients: list[Span] = field(default_factory=list)
     path: str = ""
     forward: OpRef | None = None
-    singles: dict[int, OpRef] = field(default_factory=dict)
-    _owners: dict[str, tuple[int, dict[int, Any]]] = field(default_factory=dict)
+    singles: dict[int, Single] = field(default_factory=dict)
+    _found: dict[str, tuple[int, dict[int, Span]]] = field(default_factory=dict)
 
-    def owner(self, kind: str, number: int) -> Any:
-        """Return the owner of the innermost span that holds an op, ``None`` if none does.
+    def span(self, kind: str, number: int) -> Span | None:
+        """Return the innermost span that holds an op, ``None`` if none does.
 
         Args:
             kind: ``"layers"`` or ``"gradients"``.
             number: of the op in its graph.
         """
-        spans: list[Span] = getattr(self, kind)
-        count, owners = self._owners.get(kind, (-1, {}))
-        if count != len(spans):
+        known: list[Span] = getattr(self, kind)
+        count, found = self._found.get(kind, (-1, {}))
+        if count != len(known):
             # A span is noted when it ends, so an inner one stands before the one around it.
-            owners = {
-                at: span.owner for span in reversed(spans) for at in range(span.start, span.end)
-            }
-            self._owners[kind] = (len(spans), owners)
-        return owners.get(number)
+            found = {at: span for span in reversed(known) for at in range(span.start, span.end)}
+            self._found[kind] = (len(known), found)
+        return found.get(number)
 
 
 class Current(threading.local):
@@ -88,7 +105,8 @@ class Current(threading.local):
 
     def __init__(self) -> None:
         self.layers: list[str] = []
-        self.forward: list[OpRef | None] = []
+        self.forward: list[Running] = []
+        self.gradients: list[Any] = []
 
     def path(self) -> str:
         """Return the path of the layer that is being called, empty if none is."""
@@ -122,7 +140,7 @@ def op_numbered(graph: Any, number: int) -> tf.Operation | None:
     table = getattr(graph, "_nodes_by_id", None)
     if table is None:
         return next((op for op in graph.get_operations() if op._id == number), None)
-    return table[number] if number in table else None
+    return table[number] if number in table else None  # noqa: SIM401 (it has no get)
 
 
 def open_graph() -> Any:
@@ -140,7 +158,7 @@ def install() -> Callable[[], None]:
         if current.layers or current.forward:
             notes = notes_of(self)
             notes.path = current.path()
-            notes.forward = current.forward[-1] if current.forward else None
+            notes.forward = current.forward[-1].forward if current.forward else None
 
     FuncGraph.__init__ = __init__
 
