@@ -75,6 +75,13 @@ _TEXTS = {
 }
 """Words for text columns -> the columns of ``ops``."""
 
+WORDS = (
+    *(f"{key}:" for key in (*_TEXTS, "step", "line", "id", "reads", "writes")),
+    *QUANTITIES,
+    "@nan", "@inf", "@bad", "@finding", "and", "or", "not",
+)  # fmt: skip
+"""What a prompt completes in an expression."""
+
 _RANGES = {"step": "step", "line": "line", "id": "id", "rank": "rank", "tid": "tid"}
 _PHASES = ("data", "forward", "backward", "optimizer", "other")
 # What RE2 has no word for; the same expression must mean the same in SQL.

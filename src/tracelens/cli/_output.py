@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from typing import Any
 
 from tracelens.texts import duration, size, table
 
-__all__ = ["duration", "print_json", "print_text", "size", "table"]
+__all__ = ["duration", "print_json", "print_text", "size", "table", "wants_color"]
 
 
 def print_json(value: Any) -> None:
@@ -24,6 +25,13 @@ def print_text(text: str) -> None:
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
     sys.stdout.flush()
+
+
+def wants_color() -> bool:
+    """Whether stdout is to be coloured: a terminal, unless ``NO_COLOR`` or ``FORCE_COLOR`` say."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    return sys.stdout.isatty() or bool(os.environ.get("FORCE_COLOR"))
 
 
 def _strict(value: Any) -> Any:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 
 from tracelens.cli._command import Command, add_json, add_trace
-from tracelens.cli._output import print_json, print_text
+from tracelens.cli._output import print_json, print_text, wants_color
 from tracelens.errors import EXIT_FINDINGS, EXIT_OK
 
 
@@ -34,11 +32,5 @@ class Why(Command):
         if options.json:
             print_json(why)
         else:
-            print_text(render(why, color=_wants_color()))
+            print_text(render(why, color=wants_color()))
         return EXIT_FINDINGS if why["verdict"] == "non-finite" else EXIT_OK
-
-
-def _wants_color() -> bool:
-    if os.environ.get("NO_COLOR"):
-        return False
-    return sys.stdout.isatty() or bool(os.environ.get("FORCE_COLOR"))
