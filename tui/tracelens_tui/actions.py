@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from textual.app import App
 
+from tracelens.command import Context
+from tracelens.commands import TABLE, find
 from tracelens.cursor import Cursor, Stop
 from tracelens.errors import TraceLensError
-from tracelens_tui import themes
+from tracelens_tui import keymap, themes
 from tracelens_tui.model import cause_id
 from tracelens_tui.navigation import MAX_MATCHES, Move
+from tracelens_tui.screens.answer import AnswerScreen
 from tracelens_tui.screens.base import TraceScreen
 from tracelens_tui.texts import count, safe
 from tracelens_tui.widgets.prompt import Prompt
@@ -21,14 +24,26 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from tracelens.events import Op
-    from tracelens_tui.model import TraceModel, cause_id
-from tracelens_tui.navigation import Navigator
+    from tracelens_tui.model import TraceModel
+    from tracelens_tui.navigation import Navigator
 
 _SAID_AS_WARNING = ("missing", "cancelled")
+_WITHOUT_ARGUMENTS = (
+    "zoom",
+    "pause",
+    "copy",
+    "why",
+    "help",
+    "quit",
+    "debug",
+    "find-next",
+    "find-previous",
+)
 
 
-def _finding_here(cursor: Cursor) -> dict[str, Any] | None:
+def _finding_here(context: Context) -> dict[str, Any] | None:
     """Return the stored finding that names this op, or else the explanation of its values."""
+    cursor = context.cursor
     stored = cursor.findings.at(cursor.op_id)
     told = next((each for each in stored if each.get("path")), None)
     return told or cursor.why()
@@ -42,13 +57,16 @@ class Actions(App[int]):
 
     # Moves
 
-    async def action_finding(self, direction: int) -> None:
-        """Go to the next or previous op that a finding names."""
-        await self.go(Cursor.next_finding if direction > 0 else Cursor.previous_finding)
+    async def action_command(self, line: str) -> None:
+        """Run a line of the command table."""
+        if self.navigator is None:
+            self.say("open a trace first")
+            return
+        await self._arrive(self.navigator.command(line, max(40, min(self.size.width, 112) - 8)))
 
-    async def action_train_step(self, direction: int) -> None:
-        """Go to the next or previous training step."""
-        await self.go(Cursor.next_training_step if direction > 0 else Cursor.previous_training_step)
+    def completions(self) -> tuple[str, ...]:
+        """Return what the command line completes."""
+        return tuple(spec.name for spec in TABLE if spec.only != "prompt")
 
     async def action_match(self, direction: int) -> None:
         """Go to the next or previous match of the search."""
@@ -74,16 +92,33 @@ class Actions(App[int]):
         except TraceLensError as error:
             self.say(str(error), severity="error")
             return
-        if move is None:
-            return
-        if move.op is not None:
+        if move is not None:
+            await self.arrived(move)
+
+    async def arrived(self, move: Move) -> None:
+        """Show where a move or command ended and what it had to say."""
+        assert self.model is not None
+        answer, stop = move.answer, move.answer.stop
+        self.model.breaks, self.model.marks = move.breaks, move.marks
+        if answer.moved and move.op is not None:
             self.stop_following()
+            if move.frame is not None or self.model.frame is not None:
+                self.model.op, self.model.frame = move.op, move.frame
             self.set_position(move.position, move.op)
-        if move.stop.reason in ("breakpoint", "watch"):
-            self.say(f"stopped: {move.stop.breakpoint}")
-        elif move.stop.note:
-            warning = move.stop.reason in _SAID_AS_WARNING
-            self.say(move.stop.note, severity="warning" if warning else "information")
+        else:
+            self.tell_news()
+        if answer.request == "quit":
+            self.exit(0)
+        elif stop is not None:
+            if stop.reason in ("breakpoint", "watch"):
+                self.say(f"stopped at {stop.reason} {stop.breakpoint}")
+            elif stop.note:
+                warning = stop.reason in _SAID_AS_WARNING
+                self.say(stop.note, severity="warning" if warning else "information")
+        elif len(answer.lines) == 1:
+            self.say(answer.lines[0], severity="error" if answer.error else "information")
+        elif answer.lines:
+            self.push_screen(AnswerScreen(answer.lines))
 
     async def action_why(self) -> None:
         """Show the chain from the first cause to the sink: of this op, or of the worst finding."""
@@ -124,17 +159,31 @@ class Actions(App[int]):
         """Do what was typed."""
         if event.kind == ":":
             if event.text:
-                await self.run_command(event.text)
+                await self._typed(event.text)
         elif event.kind == "/":
             await self._search(event.text)
         elif event.kind == "f":
             await self.filter_ops(event.text)
         elif event.kind == "m":
-            await self.run_command(f"mark {event.text}")
+            await self.action_command(f"mark {event.text}")
         elif event.kind == "g" and event.text:
             mark = event.text.removeprefix("'")
             verb = "jump" if event.text.startswith("'") else "goto"
-            await self.run_command(f"{verb} {mark}")
+            await self.action_command(f"{verb} {mark}")
+
+    async def _typed(self, line: str) -> None:
+        """Run a typed command; what this face answers itself never reaches the table."""
+        word, _, rest = line.partition(" ")
+        spec = find(word)
+        name = spec.name if spec is not None else ""
+        if name == "filter":
+            await self.filter_ops(rest)
+        elif name == "find" and rest:
+            await self._search(rest)
+        elif name in _WITHOUT_ARGUMENTS and not rest:
+            await self.run_action(next(k.action for k in keymap.all_keys() if k.id == name))
+        else:
+            await self.action_command(line)
 
     async def _search(self, text: str) -> None:
         navigator = self.navigator
@@ -230,6 +279,8 @@ class Actions(App[int]):
         if model is None:
             return
         op = self.rows.row(index)
+        if index != self.rows.count - 1:
+            self.stop_following()
         if not self.rows.is_filtered:
             self.set_position(index, op)
         elif op is not None:

@@ -14,6 +14,7 @@ from tracelens.errors import TraceLensError
 from tracelens.events import Op
 from tracelens_tui import keymap
 from tracelens_tui.actions import Actions
+from tracelens_tui.live import Live
 from tracelens_tui.model import TraceModel, open_at
 from tracelens_tui.navigation import Navigator
 from tracelens_tui.palette import CommandPalette
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from tracelens_tui.model import Opening
 
 
-class TraceLensApp(Actions, App[int]):
+class TraceLensApp(Actions, Live, App[int]):
     """Shows one trace, step by step, or the runs of a directory."""
 
     TITLE = "tracelens"
@@ -103,13 +104,14 @@ class TraceLensApp(Actions, App[int]):
                 await self.show_screen("runs")
             return
         if self.model is not None:
+            self.end_following()
             self.model.close()
             await self.drop_screens()
         self.model = TraceModel(path, pages, known)
         self.model.start(self.call_later, self._rows_arrived)
         self.navigator = Navigator(self.model, self.progressed)
         await self.show_screen("ops")
-        self.run_worker(self._read_story(), group="story", exclusive=True)
+        self.run_worker(self.read_story(), group="story", exclusive=True)
         self.start_following()
 
     def open_later(self, path: Path) -> None:
@@ -121,6 +123,8 @@ class TraceLensApp(Actions, App[int]):
         model = self.model
         if model is None:
             return
+        if model.op is not op:
+            model.frame = None
         model.position, model.op = position, op
         if isinstance(self.screen, TraceScreen):
             self.screen.moved()
@@ -129,7 +133,8 @@ class TraceLensApp(Actions, App[int]):
         """Tell something in passing."""
         self.notify(text, severity=severity, markup=False, timeout=4)  # type: ignore[arg-type]
 
-    async def _read_story(self) -> None:
+    async def read_story(self) -> None:
+        """Read findings, steps and problems, and tell the screen."""
         assert self.model is not None
         try:
             await self.model.read_story()
@@ -177,25 +182,16 @@ class TraceLensApp(Actions, App[int]):
 
     def mark_of(self, op: Op) -> str:
         """Return what stands before an op's row: a breakpoint or a bookmark."""
-        return ""
-
-    def start_following(self) -> None:
-        """Follow the trace if it is being written."""
-
-    def stop_following(self) -> None:
-        """Stay where the cursor is."""
-
-    def completions(self) -> tuple[str, ...]:
-        return ()
-
-    async def run_command(self, line: str) -> None:
-        """Run a line typed after ``:``."""
-
-    async def action_command(self, name: str) -> None:
-        await self.run_command(name)
+        model = self.model
+        if model is None:
+            return ""
+        if any(each.enabled and each.filter.matches(op) for each in model.breaks):
+            return "●"
+        return "'" if op.op_id in model.marks else ""
 
     def on_unmount(self) -> None:
-        """End the reader threads."""
+        """End the threads."""
+        self.end_following()
         if self.model is not None:
             self.model.close()
 

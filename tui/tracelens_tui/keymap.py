@@ -13,17 +13,20 @@ from pathlib import Path
 
 from textual.binding import Binding, BindingType
 
+from tracelens.command import CommandSpec
+from tracelens.commands import TABLE
+
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key that is no command of the table.
+    """A key and what it does.
 
     Attributes:
-        id: the name by which a keymap changes it.
-        keys: Textual's names of the keys, separated by commas.
-        action: what it does.
+        id: the name by which a keymap changes it; a command's own name.
+        keys: Textual's names of the keys, separated by commas; may be empty for a command.
+        action: Textual's action.
         help: one phrase.
-        shown: how the key is written in help; derived from ``keys`` if empty.
+        group: heading in the help.
         footer: its word in the footer; it is not there if empty.
     """
 
@@ -31,148 +34,150 @@ class Key:
     keys: str
     action: str
     help: str
-    shown: str = ""
+    group: str = "Screens and panes"
     footer: str = ""
 
+    @property
+    def shown(self) -> str:
+        """The keys as people write them."""
+        return " ".join(shown(key) for key in self.keys.split(",") if key)
 
-TUI_KEYS = (
-    Key("finding.next", "right_square_bracket", "finding(1)", "next finding", "]", "finding"),
-    Key("finding.previous", "left_square_bracket", "finding(-1)", "previous finding", "["),
-    Key("step.next", "right_curly_bracket", "train_step(1)", "next training step", "}"),
-    Key("step.previous", "left_curly_bracket", "train_step(-1)", "previous training step", "{"),
-    Key("why", "e", "why", "why: the chain from first cause to sink", "e", "why"),
-    Key("search", "slash", "prompt('/')", "search", "/", "search"),
-    Key("match.next", "full_stop", "match(1)", "next match", "."),
-    Key("match.previous", "comma", "match(-1)", "previous match", ","),
-    Key("filter", "f", "prompt('f')", "filter the ops", "f", "filter"),
-    Key("filter.clear", "F", "clear_filter", "show all ops", "F"),
-    Key("line", "colon", "prompt(':')", "type a command", ":"),
-    Key("goto", "g,ctrl+g", "prompt('g')", "go to an op, step or mark", "g ^g"),
-    Key("mark", "m", "prompt('m')", "set a bookmark", "m"),
-    Key("jump", "apostrophe", "prompt('g', \"'\")", "go to a bookmark", "'"),
+
+_SCREEN_KEYS = (
     Key("screen.ops", "1", "screen('ops')", "ops: the stepper"),
-    Key("screen.modules", "2", "screen('modules')", "modules"),
-    Key("screen.tensor", "3", "screen('tensor')", "tensor values"),
-    Key("screen.timeline", "4", "screen('timeline')", "timeline"),
-    Key("screen.findings", "5", "screen('findings')", "findings"),
+    Key("screen.modules", "2", "screen('modules')", "modules: time and health as a tree"),
+    Key("screen.tensor", "3", "screen('tensor')", "tensor: values, heatmap, histogram"),
+    Key("screen.timeline", "4", "screen('timeline')", "timeline: curves over steps, lanes in one"),
+    Key("screen.findings", "5", "screen('findings')", "findings, the worst first"),
     Key("screen.compare", "6", "screen('compare')", "compare two traces"),
     Key("screen.runs", "0", "screen('runs')", "runs of this directory"),
-    Key("pane.next", "tab", "focus_next", "next pane"),
-    Key("pane.previous", "shift+tab", "focus_previous", "previous pane"),
-    Key("zoom", "z", "zoom", "zoom the focused pane"),
-    Key("follow.pause", "space", "toggle_follow", "pause or go on following a live trace"),
-    Key("copy", "y", "copy", "copy this op (OSC 52, works over SSH)"),
-    Key("export", "E", "export", "export what is shown"),
-    Key("screenshot", "f8", "shot", "save a screenshot (SVG)"),
+    Key("line", "colon", "prompt(':')", "type a command"),
+    Key("filter.clear", "F", "clear_filter", "show all ops again"),
+    Key("follow", "G", "follow", "the last op; follow a live trace"),
+    Key("pane.next", "tab", "app.focus_next", "next pane"),
+    Key("pane.previous", "shift+tab", "app.focus_previous", "previous pane"),
+    Key("screenshot", "f8", "shot", "save a picture of the screen (SVG)"),
     Key("theme", "T", "next_theme", "next theme: dark, light, ansi"),
-    Key("palette", "ctrl+p", "command_palette", "all commands"),
-    Key("help", "question_mark,f1", "help", "help for the focused pane", "?", "help"),
-    Key("back", "escape", "back", "close, cancel, back to the ops"),
-    Key("quit", "q", "quit", "quit", "q", "quit"),
+    Key("palette", "ctrl+p", "command_palette", "all commands by name"),
+    Key("back", "escape", "back", "close, cancel a search, back to the ops"),
 )
-"""Keys that are no commands of the prompt."""
+"""Keys that are no commands."""
 
+_OWN_ACTIONS = {
+    "goto": "prompt('g')",
+    "mark": "prompt('m')",
+    "jump": "prompt('g', \"'\")",
+    "find": "prompt('/')",
+    "find-next": "match(1)",
+    "find-previous": "match(-1)",
+    "filter": "prompt('f')",
+    "print-tensor": "screen('tensor')",
+    "zoom": "zoom",
+    "pause": "toggle_follow",
+    "copy": "copy",
+    "export": "export",
+    "why": "why",
+    "help": "help",
+    "quit": "quit",
+    "debug": "debug",
+}
+"""Commands that this face answers with a pane, a screen or a prompt instead of lines of text."""
 
+_MORE_KEYS = {"goto": "g", "help": "f1"}
+_FOOTER = {
+    "step": "step",
+    "reverse-step": "back",
+    "next-finding": "finding",
+    "why": "why",
+    "find": "search",
+    "filter": "filter",
+    "help": "help",
+    "quit": "quit",
+}
+_NAMES = {",": "comma"}
 _SIGNS = {
-    "right_square_bracket": "]",
-    "left_square_bracket": "[",
-    "right_curly_bracket": "}",
-    "left_curly_bracket": "{",
-    "slash": "/",
-    "full_stop": ".",
     "comma": ",",
     "colon": ":",
-    "apostrophe": "'",
-    "question_mark": "?",
-    "less_than_sign": "<",
-    "greater_than_sign": ">",
-    "exclamation_mark": "!",
     "pageup": "PgUp",
     "pagedown": "PgDn",
     "escape": "esc",
+    "question_mark": "?",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One line of the palette and the help.
-
-    Attributes:
-        title: its name.
-        shown: its key as people write it; empty if it has none.
-        help: one phrase.
-        action: Textual's action.
-    """
-
-    title: str
-    shown: str
-    help: str
-    action: str
 
 
 def shown(key: str) -> str:
     """Return a key as people write it.
 
-    >>> shown("right_square_bracket"), shown("ctrl+p"), shown("s")
-    (']', '^p', 's')
+    >>> shown("comma"), shown("ctrl+p"), shown("s")
+    (',', '^p', 's')
     """
     return _SIGNS.get(key, key.replace("ctrl+", "^"))
 
 
-def entries() -> list[Entry]:
-    """Return everything a key or the palette can do, commands first."""
-    return [entry for _, group in _groups() for entry in group]
+def all_keys() -> list[Key]:
+    """Return everything that a key or the palette can do, commands first."""
+    return [*(_key_of(spec) for spec in TABLE if spec.only != "prompt"), *_SCREEN_KEYS]
 
 
-def by_group() -> list[tuple[str, list[tuple[str, str]]]]:
-    """Return (title, [(key, help)]) for the help page."""
-    return [
-        (title, [(entry.shown or f":{entry.title}", entry.help) for entry in group])
-        for title, group in _groups()
-    ]
+def _key_of(spec: CommandSpec) -> Key:
+    # Digits are the screens here: the table gives them to commands that a screen stands for.
+    own = "" if spec.key.isdigit() else _NAMES.get(spec.key, spec.key)
+    more = _MORE_KEYS.get(spec.name, "")
+    action = _OWN_ACTIONS.get(spec.name)
+    if action is None:
+        line = f"{spec.name} {spec.key_arguments}".strip()
+        action = f"prompt(':', '{spec.name} ')" if spec.asks else f"command('{line}')"
+    return Key(
+        spec.name,
+        ",".join(part for part in (own, more) if part),
+        action,
+        spec.help.rstrip("."),
+        spec.group,
+        _FOOTER.get(spec.name, ""),
+    )
 
 
-def _groups() -> list[tuple[str, list[Entry]]]:
-    everywhere = [
-        Entry(
-            key.help, key.shown or " ".join(map(shown, key.keys.split(","))), key.help, key.action
-        )
-        for key in TUI_KEYS
-    ]
-    return [("everywhere", everywhere)]
+def groups() -> dict[str, list[Key]]:
+    """Return the keys under the headings of the help."""
+    found: dict[str, list[Key]] = {}
+    for key in all_keys():
+        found.setdefault(key.group, []).append(key)
+    return found
 
 
 def bindings() -> list[BindingType]:
-    """Return the application's bindings, those of the command table first."""
-    made: list[BindingType] = []
-    for key in TUI_KEYS:
-        made.append(
-            Binding(
-                key.keys,
-                key.action,
-                key.footer or key.help,
-                show=bool(key.footer),
-                key_display=key.shown or None,
-                id=key.id,
-            )
+    """Return the application's bindings."""
+    return [
+        Binding(
+            key.keys,
+            key.action,
+            key.footer or key.help,
+            show=bool(key.footer),
+            key_display=shown(key.keys.split(",")[0]),
+            id=key.id,
         )
-    return made
+        for key in all_keys()
+        if key.keys
+    ]
 
 
 def user_keymap() -> dict[str, str]:
     """Return the keys that the user changed; faults in the file are passed over."""
+    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
     found: dict[str, str] = {}
-    home = Path(os.environ.get("XDG_CONFIG_HOME", Path.home() / ".config"))
-    for path, section in (
-        (home / "tracelens" / "keymap.toml", ()),
-        (Path("pyproject.toml"), ("tool", "tracelens", "keymap")),
+    for table in (
+        _toml(home / "tracelens" / "keymap.toml"),
+        _section(_toml(Path("pyproject.toml")), "tool", "tracelens", "keymap"),
     ):
-        table = _toml(path)
-        for name in section:
-            table = table.get(name, {}) if isinstance(table, dict) else {}
-        if isinstance(table, dict):
-            found |= {k: v for k, v in table.items() if isinstance(v, str)}
+        found |= {name: key for name, key in table.items() if isinstance(key, str)}
     return found
+
+
+def _section(table: dict[str, object], *names: str) -> dict[str, object]:
+    for name in names:
+        inner = table.get(name)
+        table = inner if isinstance(inner, dict) else {}
+    return table
 
 
 def _toml(path: Path) -> dict[str, object]:

@@ -14,7 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tracelens.events import MAX_SLOT, Op, TensorRecord
+from tracelens.breakpoints import Breakpoint
+from tracelens.events import MAX_SLOT, Op, Source, TensorRecord
 from tracelens.storage.reader import TraceReader
 from tracelens_tui import sources
 from tracelens_tui.rows import PAGE_ROWS, OpRows
@@ -35,7 +36,8 @@ class Opening:
         total: ops of that rank.
         position: where the cursor starts.
         first: ops of the page that holds it.
-        state: ``live``, ``closed``, ``killed``, ``torn`` or ``empty``.
+        state: ``live``, ``closed``, ``killed`` … or ``empty``.
+        last_id: id of the last op; -1 if there is none.
     """
 
     rank: int
@@ -44,6 +46,7 @@ class Opening:
     position: int
     first: tuple[Op, ...]
     state: str
+    last_id: int = -1
 
 
 @dataclass(slots=True)
@@ -68,7 +71,11 @@ def open_at(reader: TraceReader, at: int | None, rank: int | None) -> Opening:
         position = min(reader.position(at, rank), total - 1)
     start = position // PAGE_ROWS * PAGE_ROWS
     first = reader.ops_at(start, min(start + PAGE_ROWS, total), rank=rank)
-    return Opening(rank, ranks, total, position, tuple(first), state_of(reader))
+    state = state_of(reader)
+    last_id = -1
+    if state == "live" and total:
+        last_id = reader.ops_at(total - 1, total, rank=rank)[0].op_id
+    return Opening(rank, ranks, total, position, tuple(first), state, last_id)
 
 
 def state_of(reader: TraceReader) -> str:
@@ -89,6 +96,11 @@ class TraceModel:
         rows: the rows of the op table.
         position: the current op's position among the rank's ops.
         op: the current op; ``None`` until it is read.
+        last_id: id of the last op that the readers' snapshot holds (running traces only).
+        generation: how often that snapshot was taken anew.
+        breaks: breakpoints and watches.
+        marks: bookmarks by op id.
+        frame: the source line shown, if it is not the op's own.
     """
 
     def __init__(self, path: Path, pages: ReaderThread, opening: Opening) -> None:
@@ -97,9 +109,14 @@ class TraceModel:
         self.ranks = opening.ranks
         self.total = opening.total
         self.state = opening.state
+        self.last_id = opening.last_id
+        self.generation = 0
         self.position = opening.position
         self.story = Story()
         self.following = False
+        self.breaks: tuple[Breakpoint, ...] = ()
+        self.marks: dict[int, str] = {}
+        self.frame: Source | None = None
         self.pages = pages
         self.work = ReaderThread(str(path), "tracelens-work")
         self._opening = opening

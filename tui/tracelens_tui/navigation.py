@@ -6,12 +6,16 @@ import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from tracelens import filters
+from tracelens.actions.views import frames
+from tracelens.breakpoints import Breakpoint
+from tracelens.command import Answer, Context
+from tracelens.commands import run_line
 from tracelens.cursor import Cursor, Stop
-from tracelens.events import Op
+from tracelens.events import Op, Source
 from tracelens.storage.reader import TraceReader
 from tracelens_tui.model import TraceModel
 
@@ -28,20 +32,23 @@ _EXPRESSION = re.compile(r"[@:<>=~!*()]|\b(and|or|not)\b")
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Where a move ended.
+    """Where a move or a command ended.
 
     Attributes:
-        stop: what the cursor said.
-        position: the op's position among all ops.
+        answer: what it had to say.
+        op: the op that the cursor is at.
+        position: that op's position among all ops.
+        frame: which of the op's source lines was chosen, and its label; ``None`` for its own.
+        breaks: breakpoints and watches.
+        marks: bookmarks by op id.
     """
 
-    stop: Stop
+    answer: Answer
+    op: Op | None
     position: int
-
-    @property
-    def op(self) -> Op | None:
-        """The op it ended at."""
-        return self.stop.op
+    frame: Source | None = None
+    breaks: tuple[Breakpoint, ...] = ()
+    marks: dict[int, str] = field(default_factory=dict)
 
 
 def understand(text: str, findings: list[int]) -> filters.Filter:
@@ -78,7 +85,8 @@ class Navigator:
         self._model = model
         self._progress = progress
         self._cancel = threading.Event()
-        self._cursor: Cursor | None = None
+        self._context: Context | None = None
+        self._generation = model.generation
         self.search: filters.Filter | None = None
         self.search_text = ""
         self.filter_text = ""
@@ -87,7 +95,7 @@ class Navigator:
         """End the search that runs, if one does."""
         self._cancel.set()
 
-    async def ask(self, question: Callable[[Cursor], T]) -> T:
+    async def ask(self, question: Callable[[Context], T]) -> T:
         """Ask something of the cursor, which stands at the current op, in the work thread.
 
         Raises:
@@ -98,9 +106,9 @@ class Navigator:
         here = self._model.op.op_id if self._model.op is not None else None
 
         def run(reader: TraceReader) -> T:
-            cursor = self._at(reader, here)
-            cursor.cancelled = cancel.is_set
-            return question(cursor)
+            context = self._at(reader, here)
+            context.cursor.cancelled = cancel.is_set
+            return question(context)
 
         return await self._model.work.ask(run)
 
@@ -111,9 +119,20 @@ class Navigator:
             TraceLensError: it cannot be made.
         """
 
-        def run(cursor: Cursor) -> Move:
-            stop = how(cursor)
-            return Move(stop, cursor.index)
+        def run(context: Context) -> Move:
+            stop = how(context.cursor)
+            context.frame = 0
+            lines = (stop.note,) if stop.note else ()
+            return _told(context, Answer(lines, moved=True, stop=stop))
+
+        return await self.ask(run)
+
+    async def command(self, line: str, width: int) -> Move:
+        """Run a line of the command table."""
+
+        def run(context: Context) -> Move:
+            context.width = width
+            return _told(context, run_line(context, line))
 
         return await self.ask(run)
 
@@ -131,7 +150,7 @@ class Navigator:
             FilterError: it cannot be understood.
         """
         if "@finding" in text:
-            return await self.ask(lambda cursor: understand(text, cursor.findings.op_ids()))
+            return await self.ask(lambda c: understand(text, c.cursor.findings.op_ids()))
         return understand(text, [])
 
     def matches(
@@ -172,11 +191,29 @@ class Navigator:
 
         return self._model.work.submit(look)
 
-    def _at(self, reader: TraceReader, op_id: int | None) -> Cursor:
-        """Return the cursor, brought to the op that is current on the screen."""
-        if self._cursor is None:
-            self._cursor = Cursor(reader, self._model.rank)
-            self._cursor.progress = self._progress
-        if op_id is not None and self._cursor.op_id != op_id:
-            self._cursor.goto(op_id=op_id)
-        return self._cursor
+    def _at(self, reader: TraceReader, op_id: int | None) -> Context:
+        """Return the cursor's context, brought to the op that is current on the screen."""
+        if self._context is None:
+            self._context = Context(Cursor(reader, self._model.rank))
+            self._context.cursor.progress = self._progress
+        cursor = self._context.cursor
+        if self._generation != self._model.generation:
+            self._generation = self._model.generation
+            cursor.refresh()
+        if op_id is not None and cursor.op_id != op_id:
+            cursor.goto(op_id=op_id)
+            self._context.frame = 0
+        return self._context
+
+
+def _told(context: Context, answer: Answer) -> Move:
+    cursor = context.cursor
+    source: Source | None = None
+    if context.frame and cursor.op is not None:
+        known = frames(context, cursor.op)
+        source = known[context.frame][1] if context.frame < len(known) else None
+    places = (
+        (cursor.marks.get(name, cursor.rank), name) for name in cursor.marks.names(cursor.rank)
+    )
+    marks = {op_id: name for op_id, name in places if op_id is not None}
+    return Move(answer, cursor.op, cursor.index, source, tuple(cursor.breaks), marks)

@@ -33,8 +33,8 @@ class CommandPalette(Provider):
 
     def _all(self) -> Iterator[tuple[str, str, IgnoreReturnCallbackType]]:
         app = cast("TraceLensApp", self.app)
-        for entry in keymap.entries():
-            title = f"{entry.title}  [{entry.shown}]" if entry.shown else entry.title
-            yield title, entry.help, partial(app.run_action, entry.action)
+        for key in keymap.all_keys():
+            title = f"{key.id}  {key.shown}" if key.keys else key.id
+            yield title, key.help, partial(app.run_action, key.action)
         for name in sorted(app.available_themes):
             yield f"theme {name}", "change the colours", partial(setattr, app, "theme", name)

@@ -46,7 +46,7 @@ class OpRows:
         self._selection: array[int] | None = None
         self._generation = 0
         self._total = 0
-        self._tail: list[Op] = []
+        self._tail: list[Op | None] = []
 
     @property
     def count(self) -> int:
@@ -75,9 +75,48 @@ class OpRows:
         if ops:
             self._pages[page] = list(ops)
 
-    def extend(self, ops: Sequence[Op]) -> None:
-        """Append ops of a running trace that the readers' snapshot does not hold yet."""
-        self._tail.extend(ops)
+    @property
+    def total(self) -> int:
+        """How many ops there are, filtered out or not."""
+        return self._total + len(self._tail)
+
+    @property
+    def unsealed(self) -> int:
+        """How many ops the readers' snapshot does not hold yet."""
+        return len(self._tail)
+
+    def extend(self, ops: Sequence[Op], *, gap: bool = False) -> None:
+        """Append ops of a running trace that the readers' snapshot does not hold yet.
+
+        Each goes where its id belongs: a composite op is recorded after those that it called.
+
+        Args:
+            ops: the new ops.
+            gap: others came before them that were not delivered; a row stands for them.
+        """
+        if gap and self._tail[-1:] != [None]:
+            self._tail.append(None)
+        for op in ops:
+            at = len(self._tail)
+            while at > 0:
+                before = self._tail[at - 1]
+                if before is None or before.op_id < op.op_id:
+                    break
+                at -= 1
+            self._tail.insert(at, op)
+
+    def grow(self, total: int, last_id: int) -> None:
+        """The readers look at a newer snapshot.
+
+        Args:
+            total: ops in it.
+            last_id: the largest id in it; later ops stay as they are.
+        """
+        later = [op for op in self._tail if op is not None and op.op_id > last_id]
+        for number in [n for n in self._pages if (n + 1) * PAGE_ROWS > self._total]:
+            del self._pages[number]
+        self._total = total
+        self._tail = later
 
     def select(self, op_ids: array[int] | None) -> None:
         """Show only the ops with these ids (ascending; it may grow); all of them if ``None``."""

@@ -42,8 +42,9 @@ class HelpScreen(ModalScreen[None]):
             own = _own_keys(self._focused)
             if own:
                 yield Static(_table("in this pane", own))
-            for title, keys in keymap.by_group():
-                yield Static(_table(title, keys))
+            for title, keys in keymap.groups().items():
+                rows = [(key.shown or f":{key.id}", key.help) for key in keys]
+                yield Static(_table(title, rows))
             legend = [(state.glyph, state.word) for state in health.LEGEND]
             yield Static(_table("health", legend))
 

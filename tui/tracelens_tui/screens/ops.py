@@ -70,10 +70,9 @@ class OpsScreen(TraceScreen):
     def rows_arrived(self) -> None:
         """A page of rows came in."""
         self.table.resized()
-        op = self.table.current()
-        if self.model.op is None and op is not None:
-            self.model.op = op
-            self.moved()
+        op, current = self.table.current(), self.model.op
+        if op is not None and (current is None or not self.tracelens.rows.holds(current.op_id)):
+            self.tracelens.row_chosen(self.table.cursor)
 
     def news(self) -> None:
         """Counts may have changed."""
@@ -83,20 +82,22 @@ class OpsScreen(TraceScreen):
     def moved(self) -> None:
         """Show the current op at once, and what must be asked for when the cursor rests."""
         model = self.model
+        self.table.resized()
         self.table.go(self.tracelens.row_of_current(), tell=False)
         self.refresh_status()
         op = model.op
         if op is not None:
-            line = op.source.line if op.source is not None else 0
-            file = (
-                sources.read(op.source.file, model.bases)
-                if op.source is not None
-                else sources.SourceFile()
-            )
-            self.query_one(SourcePane).show(op, file, line)
+            self.query_one(SourcePane).show(*self._source(op))
             self.query_one(TensorsPane).show_ports(ports_of(op))
             self.query_one(WherePane).show(op)
         self.run_worker(self._settled(op), group="settle", exclusive=True)
+
+    def _source(self, op: Op) -> tuple[str, sources.SourceFile, int]:
+        """Return the file and line to show: of the frame that was chosen, or the op's own."""
+        frame = self.model.frame or op.source
+        if frame is None:
+            return "", sources.SourceFile(), 0
+        return frame.file, sources.read(frame.file, self.model.bases), frame.line
 
     async def _settled(self, op: Op | None) -> None:
         """Read what takes a query: the other ends of the tensors, the line annotations."""

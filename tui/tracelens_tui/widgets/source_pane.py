@@ -11,7 +11,6 @@ from textual.geometry import Size
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from tracelens.events import Op
 from tracelens_tui import sources
 from tracelens_tui.sources import Annotations, LineFacts, SourceFile
 from tracelens_tui.texts import duration, fit, number, safe
@@ -54,12 +53,17 @@ class SourcePane(ScrollView, can_focus=True):
         self._notes = Annotations()
         self._styles: dict[str, Style] = {}
 
-    def show(self, op: Op | None, file: SourceFile, line: int) -> None:
-        """Show a file with a line marked, in the middle of the pane."""
+    def show(self, name: str, file: SourceFile, line: int) -> None:
+        """Show a file with a line marked, in the middle of the pane.
+
+        Args:
+            name: the file as the trace names it; empty if the op has no source line.
+            file: its lines.
+            line: the line to mark.
+        """
         self._file = file
         self._line = line
-        source = op.source if op is not None else None
-        self._name = source.file if source is not None else ""
+        self._name = name
         self.border_title = (
             f"{fit(safe(self._name), 60, keep_end=True)}:{line}" if self._name else "no source"
         )

@@ -29,7 +29,8 @@ class WherePane(Static, can_focus=True):
     """The stack of one op, outermost first."""
 
     DEFAULT_CSS = """
-    WherePane { background: $background; padding: 0 1; overflow-y: auto; scrollbar-size-vertical: 1; }
+    WherePane { background: $background; padding: 0 1; overflow-y: auto;
+        scrollbar-size-vertical: 1; }
     """
     HELP = """Where the current op stands: step and phase, module path, Python function and line,
     the composite ops that called it, for a backward op its forward op."""
