@@ -1,0 +1,68 @@
+"""Which variable a graph writes to, and what it is called."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import tensorflow as tf
+
+_names: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+
+
+def name_variables(variables: Any) -> None:
+    """Remember the names of a Keras model's variables.
+
+    Args:
+        variables: Keras variables, which know their place in the model.
+    """
+    for variable in variables:
+        value = getattr(variable, "value", None)
+        path = getattr(variable, "path", "")
+        if path and isinstance(value, tf.Variable):
+            _names[value] = path
+
+
+def name_of(variable: Any) -> str:
+    """Return the name of a variable, as the program knows it."""
+    try:
+        known = _names.get(variable)
+    except TypeError:
+        known = None
+    return known or str(getattr(variable, "path", "") or variable.name).removesuffix(":0")
+
+
+def externals(graph: Any) -> dict[int, Any]:
+    """Return what a graph's inputs stand for outside of it, by ``id`` of the input."""
+    captures = getattr(graph, "captures", ())
+    return {id(internal): external for external, internal in captures}
+
+
+def variables_of(graph: Any) -> dict[int, Any]:
+    """Return the variables that a graph and the graphs around it use, by ``id`` of the input.
+
+    An input of a loop's body that stands for a variable is followed out of the loop.
+    """
+    by_handle: dict[int, Any] = {}
+    around = graph
+    while around is not None:
+        for variable in getattr(around, "variables", ()):
+            by_handle[id(variable.handle)] = variable
+        around = getattr(around, "outer_graph", None)
+    found: dict[int, Any] = {}
+    for internal, external in externals(graph).items():
+        for _ in range(64):
+            variable = by_handle.get(id(external))
+            if variable is not None:
+                found[internal] = variable
+                break
+            outer = getattr(external, "graph", None) if not _is_eager(external) else None
+            further = externals(outer).get(id(external)) if outer is not None else None
+            if further is None:
+                break
+            external = further
+    return found
+
+
+def _is_eager(tensor: Any) -> bool:
+    return hasattr(tensor, "_numpy")
