@@ -1,0 +1,312 @@
+"""Runs a bad `Session.run` again, in a session and a graph of its own.
+
+The copy holds the ops of the runs since the variables were last kept. It is given those
+variables, repeats the runs up to the bad one from the feeds and batches they had, and fetches
+every float tensor of that one. The program's own session is only read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from tensorflow.core.framework import graph_pb2
+from tensorflow.python.client import session as tf_session
+from tensorflow.python.framework import dtypes, importer
+from tensorflow.python.framework import ops as tf_ops
+from tensorflow.python.ops import gen_array_ops, gen_resource_variable_ops, gen_state_ops
+
+from tracelens import stats
+from tracelens_tensorflow import session_ops as kinds
+from tracelens_tensorflow.session_checks import SCOPE
+from tracelens_tensorflow.session_history import Run
+from tracelens_tensorflow.session_plan import Plan
+from tracelens_tensorflow.session_records import as_floats
+
+_KEPT_BY_TENSOR = ("Print",)
+
+
+@dataclass
+class Look:
+    """A run that was looked into.
+
+    Attributes:
+        run: the run.
+        ran: ops that ran in it.
+        values: arrays by tensor name.
+        before: variables' values before it, by variable op.
+        after: and after it.
+    """
+
+    run: Run
+    ran: list[Any]
+    values: dict[str, Any]
+    before: dict[Any, Any]
+    after: dict[Any, Any]
+
+
+@dataclass
+class Rerun:
+    """What came of running runs again.
+
+    Attributes:
+        looks: the runs that were looked into, in order.
+        reason: why it could not be done; empty if it was.
+        remarks: what a reader must know to trust it.
+        runs: how many runs were repeated.
+        duration_ns: how long it took.
+    """
+
+    looks: list[Look] = field(default_factory=list)
+    reason: str = ""
+    remarks: list[str] = field(default_factory=list)
+    runs: int = 0
+    duration_ns: int = 0
+
+
+def rerun(
+    session: Any,
+    run: Run | None,
+    earlier: Sequence[Run],
+    variables: Mapping[Any, Any],
+) -> Rerun:
+    """Repeat a run, and before it the one that made a variable bad, if one did.
+
+    Args:
+        session: the program's session; its configuration is used.
+        run: the run to look into; ``None`` looks only for an update that made a variable bad.
+        earlier: runs to repeat before it, oldest first.
+        variables: values to begin with, by variable op.
+    """
+    began = time.monotonic_ns()
+    runs = [*earlier, *([run] if run is not None else [])]
+    result = Rerun(remarks=list(dict.fromkeys(r for each in runs for r in each.remarks)))
+    for each in runs:
+        result.reason = _obstacle(each.plan, variables)
+        if result.reason:
+            return result
+        for op in each.plan.loose_sources:
+            result.remarks.append(f"{op.name} ({op.type}) within control flow was drawn again")
+    copy = _Copy(session, [each.plan for each in runs])
+    try:
+        copy.set_variables(variables)
+        for each in earlier:
+            before = copy.read(variables)
+            copy.repeat(each)
+            if _is_bad(copy.read(variables)) and not _is_bad(before):
+                copy.set_variables(before)
+                result.looks.append(copy.look_into(each))
+        if run is not None:
+            result.looks.append(copy.look_into(run))
+    finally:
+        copy.close()
+    result.runs = len(runs)
+    result.duration_ns = time.monotonic_ns() - began
+    return result
+
+
+def _obstacle(plan: Plan, variables: Mapping[Any, Any]) -> str:
+    """Return why a run cannot be repeated, empty if it can."""
+    for variable in plan.variables:
+        if variable not in variables and _is_read(plan, variable):
+            return f"the value of variable {variable.name} before it is not known"
+    for op in plan.loose_sources:
+        if kinds.calls_python(op):
+            return f"{op.name} calls a Python function within control flow"
+    return ""
+
+
+def _is_bad(values: Mapping[Any, Any]) -> bool:
+    arrays = (as_floats(array) for array in values.values())
+    return stats.first_nonfinite([array for array in arrays if array is not None]) >= 0
+
+
+def _is_read(plan: Plan, variable: Any) -> bool:
+    """Tell whether a plan depends on a variable's old value."""
+    for op in plan.ops:
+        uses = any(kinds.is_handle(t) and kinds.variable_of(t) is variable for t in op.inputs)
+        if uses and not kinds.is_set(op):
+            return True
+    return False
+
+
+class _Copy:
+    """A session on a copy of the ops of some plans.
+
+    Args:
+        session: the program's session.
+        plans: whose ops are copied.
+    """
+
+    def __init__(self, session: Any, plans: Iterable[Plan]) -> None:
+        self._graph = tf_ops.Graph()
+        plans = list(dict.fromkeys(plans))
+        local = not session.sess_str
+        graph_def = _graph_def(session.graph, plans, keep_devices=local)
+        with self._graph.as_default():
+            importer.import_graph_def(graph_def, name="")
+            variables = dict.fromkeys(v for plan in plans for v in plan.variables)
+            self._setters = {v: self._make_setter(v) for v in variables}
+        config = session._config
+        self._session = tf_session.Session(graph=self._graph, config=config)
+
+    def close(self) -> None:
+        """Free the copy."""
+        self._session.close()
+
+    def set_variables(self, values: Mapping[Any, Any]) -> None:
+        """Give the variables their values."""
+        feeds, targets = {}, []
+        for variable, (placeholder, setter, _) in self._setters.items():
+            if variable in values:
+                feeds[placeholder] = values[variable]
+                targets.append(setter)
+        if targets:
+            self._session.run(targets, feeds)
+
+    def read(self, variables: Iterable[Any]) -> dict[Any, Any]:
+        """Return copies of variables' values; those without one are left out."""
+        wanted = [v for v in variables if v in self._setters]
+        try:
+            arrays = self._session.run([self._setters[v][2] for v in wanted])
+        except Exception:
+            return {}
+        return {v: np.array(a) for v, a in zip(wanted, arrays, strict=True)}
+
+    def repeat(self, run: Run) -> None:
+        """Run a run's updates."""
+        targets = [self._graph.get_operation_by_name(op.name) for op in run.plan.writes]
+        self._session.run(targets, self._given(run))
+
+    def look_into(self, run: Run) -> Look:
+        """Run a run, updates included, with everything fetched."""
+        before = self.read(run.plan.variables)
+        alive = self._alive(run)
+        wanted = [
+            tensor.name
+            for op in alive
+            if op.type not in kinds.VARIABLES
+            for tensor in op.outputs
+            if kinds.can_fetch(tensor) and tensor.name not in run.given
+            if not tensor.dtype._is_ref_dtype and tensor.dtype != dtypes.string
+        ]
+        fetches = [self._graph.get_tensor_by_name(name) for name in wanted]
+        targets = [self._graph.get_operation_by_name(op.name) for op in run.plan.writes]
+        arrays, _ = self._session.run([fetches, targets], self._given(run))
+        values = {**dict(zip(wanted, arrays, strict=True)), **run.given}
+        return Look(run, alive, values, before, self.read(run.plan.variables))
+
+    def _alive(self, run: Run) -> list[Any]:
+        """Return the ops that surely run, those of the branches that are taken included.
+
+        Predicates are looked at from the outermost in; a run without the updates tells them.
+        """
+        places, known = run.plan.places, {}
+        while True:
+            ready = {
+                predicate
+                for op in run.plan.ops
+                if not places[op].frame
+                for predicate, _ in places[op].conditions
+                if predicate not in known and self._settled(run, predicate, known)
+            }
+            if not ready:
+                break
+            names = sorted(ready)
+            given = {name: run.given[name] for name in names if name in run.given}
+            names = [name for name in names if name not in given]
+            tensors = [self._graph.get_tensor_by_name(name) for name in names]
+            known.update(given)
+            known.update(zip(names, self._session.run(tensors, self._given(run)), strict=True))
+        return [
+            op
+            for op in run.plan.ops
+            if not places[op].frame
+            and all(bool(known.get(p)) == bool(b) and p in known for p, b in places[op].conditions)
+        ]
+
+    def _settled(self, run: Run, predicate: str, known: Mapping[str, Any]) -> bool:
+        if predicate in run.given:
+            return True
+        op = next((o for o in run.plan.ops if any(t.name == predicate for t in o.outputs)), None)
+        if op is None or run.plan.places[op].frame:
+            return False
+        return all(
+            p in known and bool(known[p]) == bool(b) for p, b in run.plan.places[op].conditions
+        )
+
+    def _given(self, run: Run) -> dict[Any, Any]:
+        return {self._graph.get_tensor_by_name(name): array for name, array in run.given.items()}
+
+    def _make_setter(self, variable: Any) -> tuple[Any, Any, Any]:
+        copied = self._graph.get_operation_by_name(variable.name).outputs[0]
+        dtype = dtypes.as_dtype(variable.get_attr("dtype")).base_dtype
+        with self._graph.name_scope(SCOPE), self._graph.device(variable.device or None):
+            placeholder = gen_array_ops.placeholder(dtype)
+            if variable.type == "VarHandleOp":
+                setter = gen_resource_variable_ops.assign_variable_op(copied, placeholder)
+                value = gen_resource_variable_ops.read_variable_op(copied, dtype)
+            else:
+                setter = gen_state_ops.assign(copied, placeholder, validate_shape=False).op
+                value = copied
+        return placeholder, setter, value
+
+
+def _graph_def(graph: Any, plans: Sequence[Plan], *, keep_devices: bool) -> Any:
+    """Return the part of a graph that plans need, without what acts on the world."""
+    whole = graph.as_graph_def()
+    nodes = {node.name: node for node in whole.node}
+    wanted = _closure(nodes, (op.name for plan in plans for op in plan.ops))
+    wanted |= _closure(
+        nodes, (name.partition(":")[0] for plan in plans for name in plan.fed if name)
+    )
+    read = {
+        source.lstrip("^").partition(":")[0]
+        for name in wanted
+        for source in nodes[name].input
+        if not source.startswith("^")
+    }
+    fetched = {tensor.op.name for plan in plans for tensor in plan.fetches}
+    dropped = {
+        name
+        for name in wanted
+        if kinds.acts_by_type(nodes[name].op) and name not in read and name not in fetched
+    }
+    part = graph_pb2.GraphDef(versions=whole.versions, library=whole.library)
+    for name in wanted - dropped:
+        node = part.node.add()
+        node.CopyFrom(nodes[name])
+        if node.op in _KEPT_BY_TENSOR:
+            _make_identity(node)
+        kept = [s for s in node.input if s.lstrip("^").partition(":")[0] not in dropped]
+        del node.input[:]
+        node.input.extend(kept)
+        if not keep_devices:
+            node.device = ""
+    return part
+
+
+def _closure(nodes: Mapping[str, Any], names: Iterable[str]) -> set[str]:
+    found: set[str] = set()
+    stack = [name for name in names if name in nodes]
+    while stack:
+        name = stack.pop()
+        if name in found:
+            continue
+        found.add(name)
+        for source in nodes[name].input:
+            stack.append(source.lstrip("^").partition(":")[0])
+    return found
+
+
+def _make_identity(node: Any) -> None:
+    node.op = "Identity"
+    control = [source for source in node.input if source.startswith("^")]
+    first = node.input[0]
+    del node.input[:]
+    node.input.extend([first, *control])
+    for name in [name for name in node.attr if name not in ("T", "_class")]:
+        del node.attr[name]
