@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tensorflow.python.util import tf_stack
+
 from tracelens.events import Phase, Source
 from tracelens.userframes import UserFiles, directory_of, source_at
 
@@ -79,6 +81,19 @@ def place_of(op: Any) -> Place:
     if data and phase is None:
         phase = Phase.DATA
     return Place(source, exact, phase, own)
+
+
+def calling_line() -> Source | None:
+    """Return the user's innermost line that the calling thread is at, through AutoGraph.
+
+    The frames are those that TensorFlow itself would give an op made here.
+    """
+    trace = tf_stack.extract_stack()
+    for position in range(len(trace) - 1, -1, -1):
+        frame = trace[position]
+        if USER_FILES.owns(frame.filename):
+            return source_at(frame.filename, frame.lineno, frame.name)
+    return None
 
 
 def _phase_of(file: str, function: str) -> Phase | None:

@@ -13,6 +13,9 @@ from enum import IntEnum, IntFlag
 NO_ID = -1
 """Marks an absent id (no parent op, no forward op, a value no recorded op wrote)."""
 
+STRUCTURAL = "structural"
+"""``verdict`` of a finding about how a program is built or run, not about its values."""
+
 SLOT_BITS = 4
 MAX_SLOT = (1 << SLOT_BITS) - 1
 

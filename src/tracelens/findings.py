@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tracelens.analysis import cause, describe
 from tracelens.diagnosis import RankOps, diagnose
-from tracelens.events import NO_ID, Op, OpFlag
+from tracelens.events import NO_ID, STRUCTURAL, Op, OpFlag
 
 if TYPE_CHECKING:
     from tracelens.storage.reader import TraceReader
@@ -40,10 +40,10 @@ class Findings:
         """Return the findings, in order."""
         if self._all is None:
             found = self._reader.findings(self._rank)
-            if not found:
+            if all(each.get("verdict") == STRUCTURAL for each in found):
                 # A killed run explains itself now; what no sink saw is told as masked.
                 told = diagnose(self._reader)["findings"]
-                found = [each for each in told if each.get("rank", self._rank) == self._rank]
+                found += [each for each in told if each.get("rank", self._rank) == self._rank]
             self._all = found
             places = {place for each in found for place in places_of(each) if place >= 0}
             self._places = sorted(places)

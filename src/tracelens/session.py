@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tracelens.config import DIRECTORY, Config
 from tracelens.errors import NonFiniteError, SessionError
+from tracelens.events import STRUCTURAL
 from tracelens.judge import Judge, one_line, text
 from tracelens.observers import Observers
 from tracelens.steps import Steps
@@ -281,6 +282,21 @@ class Session:
             self._steps.flush()
         self._recent[t].append({"t": t, **fields})
         self.writer.event(t, **fields)
+
+    def report_finding(self, rule: str, message: str, **fields: Any) -> None:
+        """Store a finding about the program's structure, not about values (a retrace, a placement).
+
+        It is listed by ``summary`` and `tl.load`; it never warns, raises or changes a verdict.
+
+        Args:
+            rule: its short name (``"retrace"``).
+            message: one sentence.
+            **fields: further keys of a ``finding`` event (``severity``, ``advice``, ``source``,
+                ``step``); severity is ``"info"`` by default.
+        """
+        self._steps.flush()
+        told = {"severity": "info", "step": self.current_step, "rank": self.rank, **fields}
+        self.writer.event("finding", rule=rule, verdict=STRUCTURAL, message=message, **told)
 
     def context(self) -> dict[str, Any]:
         """What the analysis may want to know beside the ops: recent events by kind."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tracelens.actions.sources import annotated
 from tracelens.command import Answer, CommandError, Context, moved, number_argument
-from tracelens.events import Op, OpFlag, Source, TensorRecord
+from tracelens.events import STRUCTURAL, Op, OpFlag, Source, TensorRecord
 from tracelens.optext import op_line, place, position_lines, stats_text, tensor_text
 from tracelens.texts import duration, printable
 
@@ -114,7 +114,8 @@ def why(context: Context, arguments: str) -> Answer:
     finding = context.cursor.why()
     lines: list[str] = []
     if finding is None:
-        known = context.cursor.findings.all()
+        found = context.cursor.findings.all()
+        known = [each for each in found if each.get("verdict") != STRUCTURAL]
         if not known:
             return Answer(("what this op read and wrote is finite, and so was all that mattered",))
         lines.append("what was measured of this op is finite; the finding of the run:")

@@ -15,7 +15,7 @@ from tracelens.analysis.path import frame_of
 from tracelens.analysis.source import OpSource
 from tracelens.analysis.state import Bad, Values, state_of_stats
 from tracelens.analysis.walk import Cause, Link, hands_over, looks_like_mask
-from tracelens.events import Op, OpFlag, Phase
+from tracelens.events import STRUCTURAL, Op, OpFlag, Phase
 
 Json = dict[str, Any]
 Event = Mapping[str, Any]
@@ -78,12 +78,13 @@ def verdict(
 
 
 def _is_finding(event: Event) -> bool:
-    """Tell whether an event is a finding that can be shown; a trace may hold anything."""
+    """Tell whether an event is a finding about values that can be shown."""
     first = event.get("first_cause")
     frames = [event.get("source"), first.get("source") if isinstance(first, Mapping) else None]
     path = event.get("path", [])
     return (
         event.get("t") == "finding"
+        and event.get("verdict") != STRUCTURAL
         and (first is None or (isinstance(first, Mapping) and isinstance(first.get("op"), str)))
         and all(frame is None or _is_frame(frame) for frame in frames)
         and isinstance(path, list)
