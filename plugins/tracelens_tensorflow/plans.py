@@ -87,6 +87,7 @@ class Plan:
         inputs: slots of the graph's inputs.
         outputs: slots of its outputs.
         constants: constants and their values, for those who record them.
+        notes: what others have found out about the graph.
     """
 
     def __init__(self, graph: Any) -> None:
@@ -110,6 +111,7 @@ class Plan:
         self.constants: list[tuple[tf.Operation, Any]] = []
         self.instructions: list[Instruction] = self._compile(ops, slots)
         self._callees: dict[str, Plan] = {}
+        self.notes: dict[str, Any] = {}
 
     def current(self) -> bool:
         """Tell whether the graph has no ops that the plan does not know."""

@@ -1,0 +1,310 @@
+"""Runs a bad call again from kept state, op by op, with every op recorded.
+
+The variables are set to what they were at the last snapshot, the calls since are repeated, and
+the bad one is interpreted with all its outputs looked at. Batches and random numbers are those of
+the first run; prints, summaries and Python functions are left out. Afterwards every variable
+holds again what it held, so the program goes on as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tracelens.events import NO_ID, OpFlag
+from tracelens_tensorflow import tensors
+from tracelens_tensorflow.compare import Comparison, compare
+from tracelens_tensorflow.effects import Effects, effects_of, remarks_on
+from tracelens_tensorflow.interpreter import Interpreter, NotInterpretable, call_whole
+from tracelens_tensorflow.snapshots import Entry, History, Values
+from tracelens_tensorflow.tracing import Tracer
+
+if TYPE_CHECKING:
+    from tracelens.session import Session
+    from tracelens_tensorflow.calls import Call
+    from tracelens_tensorflow.recording import Recorder
+
+Named = Mapping[int, tuple[Any, str, str]]
+"""By ``id`` of a graph's tensor: itself, the kind of sink it is, its name."""
+
+
+@dataclass
+class Seen:
+    """A bad value of the second run.
+
+    Attributes:
+        sink: kind of sink.
+        name: its name.
+        tensor: the eager tensor.
+        value_id: its value, -1 unknown.
+    """
+
+    sink: str
+    name: str
+    tensor: Any
+    value_id: int = NO_ID
+
+
+@dataclass
+class Outcome:
+    """What came of a replay.
+
+    Attributes:
+        ran: the call was run again to its end.
+        reason: why it was not; empty if it was.
+        remarks: what a reader must know to trust it, one clause each.
+        repeated: calls that were run again before it.
+        n_ops: ops that were interpreted.
+        compared: outputs and variables compared with those of the first run.
+        equal: those that were equal bit for bit.
+        close: those that were not, but finite and non-finite at the same places and near.
+        seen: bad values that reached a sink.
+        values: value id by ``id`` of a named graph tensor.
+        duration_ns: how long it took.
+    """
+
+    ran: bool = False
+    reason: str = ""
+    remarks: list[str] = field(default_factory=list)
+    repeated: int = 0
+    n_ops: int = 0
+    compared: int = 0
+    equal: int = 0
+    close: int = 0
+    seen: list[Seen] = field(default_factory=list)
+    values: dict[int, int] = field(default_factory=dict)
+    duration_ns: int = 0
+
+    @property
+    def exact(self) -> bool:
+        """Whether everything came out as in the first run, but for its last digits."""
+        return self.ran and not self.remarks and self.equal + self.close == self.compared
+
+
+@dataclass
+class _Known:
+    """What a function's calls have in common."""
+
+    effects: Effects | None
+    reason: str
+    written: tuple[int, ...] = ()
+    data: tuple[int, ...] = ()
+
+
+class Replayer:
+    """Keeps what calls need to be run again, and runs a bad one again.
+
+    Args:
+        session: the recording.
+        recorder: writes the ops.
+
+    Attributes:
+        history: the calls since the last snapshot.
+        active: whether a replay runs now: hooks must keep out.
+    """
+
+    def __init__(self, session: Session, recorder: Recorder) -> None:
+        self.history = History()
+        self.active = False
+        self._session = session
+        self._recorder = recorder
+        self._known: dict[bytes, _Known] = {}
+
+    def before_call(self, call: Call) -> None:
+        """A function is about to run: keep its arguments, and now and then the variables."""
+        known = self._of(call)
+        if known.effects is None:
+            return
+        args = call.args
+        self.history.before(
+            call, [args[place] for place in known.written], [args[place] for place in known.data]
+        )
+
+    def after_call(self, call: Call) -> None:
+        """It ran, or raised."""
+        self.history.after(call, wrote=bool(self._of(call).written))
+
+    def replay(self, call: Call, named: Named) -> Outcome:
+        """Run a call again, recorded.
+
+        Args:
+            call: one that was kept, as a rule the last.
+            named: sinks in its graph and the graphs it runs.
+
+        Returns:
+            What came of it. Variables are as before.
+        """
+        outcome = Outcome()
+        started = time.perf_counter_ns()
+        self.active = True
+        try:
+            self._replay(call, named, outcome)
+        except NotInterpretable as stopped:
+            outcome.ran, outcome.reason = False, str(stopped)
+        except Exception as error:
+            outcome.ran = False
+            line = (str(error).splitlines() or [""])[0][:300]
+            outcome.reason = f"the second run failed: {type(error).__name__}: {line}"
+        finally:
+            self.active = False
+            self._recorder.flags = 0
+        outcome.duration_ns = time.perf_counter_ns() - started
+        return outcome
+
+    def _of(self, call: Call) -> _Known:
+        name = call.function.name
+        known = self._known.get(name)
+        if known is None:
+            known = self._known[name] = _survey(call)
+        return known
+
+    def _replay(self, call: Call, named: Named, outcome: Outcome) -> None:
+        known = self._of(call)
+        if known.effects is None:
+            raise NotInterpretable(known.reason)
+        history = self.history
+        entries = history.until(call)
+        if history.dropped:
+            outcome.remarks.append(f"it began with the present variables: {history.dropped}")
+        handles = {handle._id: handle for handle in history.handles}
+        for entry in entries:
+            handles.update((handle._id, handle) for handle, _ in entry.patches)
+        now = Values(handles.values())
+        try:
+            if history.values is not None:
+                history.values.restore()
+            for entry in entries[:-1]:
+                self._repeat(entry, outcome)
+            outcome.repeated = len(entries) - 1
+            results, tracer = self._record(entries[-1], known.effects, named, outcome)
+            after = Values(call.args[place] for place in known.written)
+            self._see(call, known, named, results, tracer, outcome)
+        finally:
+            now.restore()
+        found = compare(call.result or (), results)
+        if call is history.latest:
+            found += compare([now.of(handle) for handle, _ in after], [value for _, value in after])
+        _tell(found, outcome)
+
+    def _repeat(self, entry: Entry, outcome: Outcome) -> None:
+        """Make an earlier call again: as it was made if it only uses variables."""
+        entry.apply()
+        call = entry.call
+        effects = self._of(call).effects
+        assert effects is not None
+        if effects.repeatable:
+            n_outputs = len(call.graph.outputs)
+            call_whole(call.function.name.decode(), call.args, n_outputs)
+            return
+        overrides = _given(call, effects, outcome)
+        Interpreter(None, overrides, skip=frozenset(effects.skip), whole=_may_be_whole).run(
+            call.graph, call.args
+        )
+
+    def _record(
+        self, entry: Entry, effects: Effects, named: Named, outcome: Outcome
+    ) -> tuple[list[Any], Tracer]:
+        entry.apply()
+        call = entry.call
+        recorder = self._recorder
+        recorder.forget()
+        recorder.flags = int(OpFlag.REPLAYED)
+        recorder.register_parameters(_trainable(call))
+        tracer = Tracer(recorder, {key: sink[0] for key, sink in named.items()})
+        tracer.begin(call.graph, call.args)
+        overrides = _given(call, effects, outcome)
+        interpreter = Interpreter(tracer.on_op, overrides, skip=frozenset(effects.skip))
+        results = interpreter.run(call.graph, call.args)
+        outcome.ran = True
+        outcome.n_ops = tracer.n_ops
+        return results, tracer
+
+    def _see(
+        self, call: Call, known: _Known, named: Named, results: Sequence[Any], tracer: Tracer,
+        outcome: Outcome,
+    ) -> None:  # fmt: skip
+        """Take down what went bad where it matters, while the run's values are there."""
+        outcome.values = tracer.value_ids
+        for key, (_, sink, name) in named.items():
+            if tracer.bad(key):
+                value = tracer.values[key]
+                outcome.seen.append(Seen(sink, name, value, tracer.value_ids[key]))
+        names = names_of_variables(call)
+        for place in known.written:
+            handle = call.args[place]
+            if tensors.is_bad(handle):
+                value = tensors.seen(handle)
+                name = names.get(handle._id, "a variable")
+                outcome.seen.append(Seen("parameter", name, value, tracer.value_id(handle)))
+        if not outcome.seen:
+            for place, value in enumerate(results):
+                if tensors.is_bad(value):
+                    name = f"output {place}" if len(results) > 1 else "output"
+                    outcome.seen.append(Seen("output", name, value, tracer.value_id(value)))
+
+
+def names_of_variables(call: Call) -> dict[int, str]:
+    """Return the names of the variables a call uses, by ``_id`` of their handles."""
+    from tracelens_tensorflow.variables import name_of
+
+    return {v.handle._id: name_of(v) for v in _variables(call.graph)}
+
+
+def _trainable(call: Call) -> list[Any]:
+    return [v.handle for v in _variables(call.graph) if v.trainable]
+
+
+def _variables(graph: Any) -> list[Any]:
+    try:
+        found = list(graph.variables)
+    except Exception:  # A variable that the graph used is gone.
+        return []
+    return [v for v in found if hasattr(getattr(v, "handle", None), "_id")]
+
+
+def _survey(call: Call) -> _Known:
+    try:
+        effects = effects_of(call.graph)
+    except Exception as error:
+        reason = str(error) if isinstance(error, NotInterpretable) else repr(error)
+        return _Known(None, reason)
+    written = tuple(place for place in sorted(effects.writes) if place < len(call.args))
+    data = tuple(
+        place
+        for place, tensor in enumerate(call.args)
+        if tensor._datatype_enum() not in (tensors.RESOURCE, tensors.VARIANT)
+    )
+    return _Known(effects, "", written, data)
+
+
+def _given(call: Call, effects: Effects, outcome: Outcome) -> dict[Any, Any]:
+    """Return the kept outputs of ops that a second run must not compute."""
+    kept = {
+        op: call.batches[op.name]
+        for op in effects.keep
+        if op.graph is call.graph and op.name in call.batches
+    }
+    for remark in remarks_on(effects, kept):
+        if remark not in outcome.remarks:
+            outcome.remarks.append(remark)
+    return kept
+
+
+def _may_be_whole(op: Any) -> bool:
+    """Tell whether a call within a graph may be made as it was: it only uses variables."""
+    from tracelens_tensorflow.plans import functions_of, graph_of_function
+
+    (name,) = functions_of(op)
+    return effects_of(graph_of_function(op.graph, name)).repeatable
+
+
+def _tell(found: Comparison, outcome: Outcome) -> None:
+    outcome.compared, outcome.equal, outcome.close = found.compared, found.equal, found.close
+    different = found.compared - found.equal - found.close
+    if different:
+        outcome.remarks.append(
+            f"{different} of {found.compared} results of the second run were others than the "
+            f"first run's"
+        )

@@ -1,0 +1,232 @@
+"""Keeps what led to the present: variables as they were some calls ago, and the calls since.
+
+A snapshot holds the variables' buffers by reference: the runtime copies a buffer that is held
+before it writes to the variable, so a snapshot costs one copy of what the next call writes. It is
+taken every so many calls, chosen so that this stays a small share of the time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tracelens_tensorflow.tensors import read_variable, variable_dtype, write_variable
+
+COST_SHARE = 0.01
+"""The share of the program's time that snapshots may take."""
+
+MAX_CALLS = 200
+"""Calls that are kept, at most: repeating them is what a replay costs."""
+
+MAX_REPEAT_NS = 1_000_000_000
+"""How long the kept calls may have taken together."""
+
+MAX_HISTORY_BYTES = 64 << 20
+"""What the arguments of the kept calls may hold together."""
+
+MAX_SNAPSHOT_BYTES = 1 << 30
+"""Variables beyond this are not kept: the memory is the program's."""
+
+COPY_BYTES_PER_NS = 4.0
+"""How fast a buffer is copied when it is written while a snapshot holds it (4 GB/s: fresh pages
+are slower than copies within the caches)."""
+
+
+@dataclass(slots=True)
+class Entry:
+    """A call that was kept.
+
+    Attributes:
+        call: the call.
+        patches: variables that something else wrote before it: handles and values.
+        size_bytes: what its arguments hold.
+    """
+
+    call: Any
+    patches: list[tuple[Any, Any]] = field(default_factory=list)
+    size_bytes: int = 0
+
+    def apply(self) -> None:
+        """Write the variables that something else wrote before the call."""
+        for handle, value in self.patches:
+            write_variable(handle, value)
+
+
+class Values:
+    """The values of variables at one moment, by reference.
+
+    Args:
+        handles: of the variables.
+    """
+
+    def __init__(self, handles: Iterable[Any]) -> None:
+        self._held: dict[int, tuple[Any, Any]] = {}
+        self.missing = 0
+        for handle in handles:
+            dtype = variable_dtype(handle)
+            value = read_variable(handle, dtype) if dtype else None
+            if value is None:
+                self.missing += 1
+            else:
+                self._held[handle._id] = (handle, value)
+
+    def of(self, handle: Any) -> Any | None:
+        """Return a variable's value, ``None`` if it is not held."""
+        held = self._held.get(handle._id)
+        return None if held is None else held[1]
+
+    def __iter__(self) -> Any:
+        return iter(self._held.values())
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    @property
+    def size_bytes(self) -> int:
+        """How much memory the values take."""
+        return sum(size_bytes(value) for _, value in self)
+
+    def restore(self) -> None:
+        """Write the values back."""
+        for handle, value in self:
+            write_variable(handle, value)
+
+
+class History:
+    """The calls since the last snapshot, and the snapshot.
+
+    Attributes:
+        entries: the calls, oldest first.
+        values: the variables before the first of them; ``None`` before the first snapshot.
+        dropped: why the present call cannot be repeated from a known state; empty if it can.
+    """
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self.values: Values | None = None
+        self.dropped = ""
+        self._handles: dict[int, Any] = {}
+        self._dirty: dict[int, Any] = {}
+        self._size_bytes = 0
+        self._cost_ns = 0.0
+        self._spent_ns = 0
+        self._began_ns = 0
+        self._every = 1
+        self._latest: Entry | None = None
+
+    def before(self, call: Any, written: Iterable[Any], data: Iterable[Any]) -> None:
+        """A call is about to be made.
+
+        Args:
+            call: the call.
+            written: handles of the variables that it writes.
+            data: the arguments that hold values.
+        """
+        new = [handle for handle in written if handle._id not in self._handles]
+        for handle in new:
+            self._handles[handle._id] = handle
+        if new or self.values is None or self._full():
+            self._take()
+        entry = Entry(call, size_bytes=sum(map(size_bytes, data)))
+        if self._dirty:
+            self._patch(entry)
+        self.entries.append(entry)
+        self._size_bytes += entry.size_bytes
+        self._latest = entry
+        self._began_ns = time.perf_counter_ns()
+
+    def after(self, call: Any, *, wrote: bool) -> None:
+        """A call was made.
+
+        Args:
+            call: the call.
+            wrote: it writes variables; one that does not need not be repeated.
+        """
+        if self._latest is None or self._latest.call is not call:
+            return
+        took_ns = time.perf_counter_ns() - self._began_ns
+        if not wrote:
+            entry = self.entries.pop()
+            self._size_bytes -= entry.size_bytes
+            self._dirty.update((handle._id, handle) for handle, _ in entry.patches)
+            return
+        self._spent_ns += took_ns
+        mean_ns = max(self._spent_ns / len(self.entries), 1.0)
+        wanted = self._cost_ns / (COST_SHARE * mean_ns)
+        self._every = int(max(1, min(wanted, MAX_CALLS, MAX_REPEAT_NS / mean_ns)))
+
+    def until(self, call: Any) -> list[Entry]:
+        """Return the calls to repeat, the given one last.
+
+        Args:
+            call: one of those kept, or the latest; any other is taken to have come last.
+        """
+        for place, entry in enumerate(self.entries):
+            if entry.call is call:
+                return self.entries[: place + 1]
+        last = self._latest
+        return [*self.entries, last if last is not None and last.call is call else Entry(call)]
+
+    @property
+    def latest(self) -> Any | None:
+        """The call that was made last."""
+        return None if self._latest is None else self._latest.call
+
+    def dirty(self, handle: Any) -> None:
+        """Something other than a call writes a variable."""
+        if handle._id in self._handles:
+            self._dirty[handle._id] = handle
+
+    def restart(self) -> None:
+        """Take a new snapshot before the next call."""
+        self.values = None
+        self.entries.clear()
+        self._latest = None
+
+    def forget(self) -> None:
+        """Let go of everything."""
+        self.restart()
+        self._handles.clear()
+        self._dirty.clear()
+
+    @property
+    def handles(self) -> list[Any]:
+        """The variables that the calls write."""
+        return list(self._handles.values())
+
+    def _full(self) -> bool:
+        return len(self.entries) >= self._every or self._size_bytes > MAX_HISTORY_BYTES
+
+    def _take(self) -> None:
+        self.entries.clear()
+        self.values = None
+        self._dirty.clear()
+        self._size_bytes = self._spent_ns = 0
+        self.dropped = ""
+        started = time.perf_counter_ns()
+        values = Values(self._handles.values())
+        held = values.size_bytes
+        self._cost_ns = time.perf_counter_ns() - started + held / COPY_BYTES_PER_NS
+        if held > MAX_SNAPSHOT_BYTES:
+            self.dropped = f"its {held >> 20} MiB of variables are too many to keep"
+            values = Values(())
+        self.values = values
+
+    def _patch(self, entry: Entry) -> None:
+        """Keep what something else has written, to be written again before the call."""
+        for handle in self._dirty.values():
+            dtype = variable_dtype(handle)
+            value = read_variable(handle, dtype) if dtype else None
+            if value is not None:
+                entry.patches.append((handle, value))
+        self._dirty.clear()
+
+
+def size_bytes(tensor: Any) -> int:
+    """Return the size of an eager tensor's elements, 0 for what has none."""
+    try:
+        return int(tensor._num_elements()) * int(tensor.dtype.size or 0)
+    except Exception:
+        return 0
