@@ -1,9 +1,21 @@
-"""TensorFlow's side of a session."""
+"""TensorFlow's side of a session: sets the hooks, judges what they see, takes them off."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+import tensorflow as tf
+
+from tracelens_tensorflow import checking, hits, marks, native, tensors
+from tracelens_tensorflow.calls import Call
+from tracelens_tensorflow.frontier import Level
+from tracelens_tensorflow.functions import Calls
+from tracelens_tensorflow.recording import Recorder
+from tracelens_tensorflow.replay import Replayer
+from tracelens_tensorflow.sentinel import Sentinel
+from tracelens_tensorflow.twin import Builder, Part
 
 if TYPE_CHECKING:
     from tracelens.session import Session
@@ -14,39 +26,178 @@ class TensorFlowBackend:
 
     name = "tensorflow"
 
+    def __init__(self) -> None:
+        self._uninstall: list[Callable[[], None]] = []
+        self._failed: set[str] = set()
+        self._session: Session | None = None
+        self._steps = True
+
     def start(self, session: Session) -> None:
-        """Begin to observe."""
+        """Begin to observe.
+
+        Args:
+            session: the recording; its writer is open.
+        """
         self._session = session
+        engine = session.config.engine
+        self._use_ops = engine in (None, "native") and _wants_ops()
+        level = Level.LEAST if engine == "sentinel" else Level.FRONTIER
+        self._recorder = Recorder(session)
+        self._replayer = Replayer(session, self._recorder)
+        self._sentinel = Sentinel(session, self._replayer, use_ops=self._use_ops)
+        builder = Builder(checking.sinks_of, level, self._use_ops)
+        self._calls = Calls(session, builder, self)
+        self._install("what graph ops are", _facts_install, session)
+        self._install("retraces", _retraces_install, session)
+        self._install("sessions", _sessions_install, session)
+        self._install("tapes", marks.install, self._tape_asked, self._tape_failed)
+        self._install("functions", self._calls.install)
 
     def stop(self) -> None:
         """Stop observing and leave TensorFlow as it was found."""
+        for uninstall in reversed(self._uninstall):
+            try:
+                uninstall()
+            except Exception as error:
+                self._fail("a hook could not be taken off", error)
+        self._uninstall.clear()
+
+    def abandon(self) -> None:
+        """In a forked child: take the hooks off and write nothing more."""
+        self._session = None
+        self.stop()
 
     def begin_step(self, step: int, *, active: bool) -> None:
         """A step begins."""
+        self._sentinel.hits = 0
 
     def end_step(self, step: int) -> dict[str, float]:
-        """A step ended."""
-        return {}
+        """A step ended. Returns its counters."""
+        return {"hits": self._sentinel.hits} if self._sentinel.hits else {}
 
     def step_failed(self, error: BaseException) -> None:
         """An exception of the program leaves the step."""
 
     def wrap_step(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return what the decorator calls for a step."""
+        """Return what the decorator calls for a step: the calls in it are no steps themselves."""
         return function
 
     def tap(self, value: Any, name: str) -> bool:
-        """Record a tensor under a name."""
-        return False
-
-    def watch(self, module: Any, name: str) -> bool:
-        """Name a model's parts."""
-        return False
+        """Check a tensor under a name."""
+        return self._looked_at("tap", value, name)
 
     def check(self, value: Any, name: str) -> bool:
         """Report a sink if the tensor holds a non-finite value."""
+        return self._looked_at("check", value, name)
+
+    def watch(self, module: Any, name: str) -> bool:
+        """Name a model's variables."""
         return False
+
+    def number(self, value: Any, name: str) -> float | None:
+        """Return a scalar that the user gave to a step; ``None`` if it is not a tensor."""
+        if not _is_eager(value) or value.shape.num_elements() != 1:
+            return None
+        number = float(value.numpy().reshape(()))
+        if not math.isfinite(number):
+            self._report("loss" if "loss" in name.lower() else "read", value, name)
+        return number
 
     def describe(self) -> dict[str, Any]:
         """Return what `tracelens doctor` shows."""
-        return {}
+        from tracelens_tensorflow.doctor import describe
+
+        return describe(self._session)
+
+    # What the hooks tell
+
+    def before_call(self, call: Call, part: Part) -> None:
+        """A function is about to run."""
+        self._replayer.before_call(call)
+
+    def run_instead(self, call: Call, part: Part) -> list[Any] | None:
+        """Return the outputs of a call that was run in another way; None to let it run."""
+        return None
+
+    def after_call(self, call: Call, part: Part, flags: Any) -> None:
+        """A function ran.
+
+        Raises:
+            NonFiniteError: ``nonfinite="raise"`` and something is bad.
+        """
+        session = self._session
+        if session is None:
+            return
+        self._replayer.after_call(call)
+        self._sentinel.judge(call, part, flags)
+        if part.writes and self._steps:
+            session.auto_step()
+
+    def _tape_asked(self, sinks: list[marks.Sink]) -> None:
+        """An eager tape gave gradients."""
+        bad = [
+            hits.sink_fields(sink, name, self._step(), tensor, self._recorder.value_id(tensor))
+            for tensor, sink, name in sinks
+            if tensors.is_bad(tensor)
+        ]
+        if bad and self._session is not None:
+            self._sentinel.report(bad)
+
+    def _tape_failed(self, error: Exception) -> None:
+        self._fail("looking at a tape failed", error)
+
+    # Inside
+
+    def _step(self) -> int:
+        return self._session.current_step if self._session is not None else 0
+
+    def _looked_at(self, sink: str, value: Any, name: str) -> bool:
+        if not _is_eager(value):
+            return isinstance(value, tf.Tensor | tf.Variable)
+        if tensors.is_bad(value):
+            self._report(sink, value, name)
+        return True
+
+    def _report(self, sink: str, value: Any, name: str) -> None:
+        value_id = self._recorder.value_id(value)
+        self._sentinel.report([hits.sink_fields(sink, name, self._step(), value, value_id)])
+
+    def _install(self, what: str, install: Callable[..., Callable[[], None]], *args: Any) -> None:
+        try:
+            self._uninstall.append(install(*args))
+        except Exception as error:
+            self._fail(f"{what} cannot be observed", error)
+
+    def _fail(self, what: str, error: Exception) -> None:
+        message = f"{what}: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
+        if message not in self._failed and self._session is not None:
+            self._failed.add(message)
+            self._session.note("hook_failed", message, "error")
+
+
+def _wants_ops() -> bool:
+    """Tell whether to use the compiled ops: on the CPU, where they exist or can be made."""
+    # On a GPU every check would copy its tensor to the host.
+    return not tf.config.list_logical_devices("GPU") and native.available()
+
+
+def _facts_install(session: Session) -> Callable[[], None]:
+    from tracelens_tensorflow import facts
+
+    return facts.install(session)
+
+
+def _retraces_install(session: Session) -> Callable[[], None]:
+    from tracelens_tensorflow import retraces
+
+    return retraces.install(session)
+
+
+def _sessions_install(session: Session) -> Callable[[], None]:
+    from tracelens_tensorflow import sessions
+
+    return sessions.install(session)
+
+
+def _is_eager(value: Any) -> bool:
+    return hasattr(value, "_numpy") and hasattr(value, "_datatype_enum")

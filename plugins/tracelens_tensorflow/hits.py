@@ -1,7 +1,8 @@
-"""Tells a replay: the bad values as sinks with where they came from, how it went as a note."""
+"""Tells a bad call: its sinks as events, its replay as a note."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tracelens import stats
@@ -9,27 +10,44 @@ from tracelens.events import NO_ID, SLOT_BITS
 from tracelens_tensorflow import tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from tracelens.session import Session
+    from tracelens_tensorflow.calls import Call
     from tracelens_tensorflow.replay import Outcome
+    from tracelens_tensorflow.slots import Slot
+
+
+def sinks_of(call: Call, tripped: Sequence[Slot], outcome: Outcome) -> list[dict[str, Any]]:
+    """Return the sinks of a call, with the values that a replay found.
+
+    Args:
+        call: the call.
+        tripped: checks of sinks that the first run found bad.
+        outcome: what came of the replay.
+
+    Returns:
+        Fields of ``sink`` events.
+    """
+    doubts = [] if outcome.exact or not outcome.ran else list(outcome.remarks)
+    found = []
+    seen = {(each.sink, each.name): each for each in reversed(outcome.seen)}
+    wanted = [(slot.sink, slot.name) for slot in tripped] or list(seen)
+    for kind, name in dict.fromkeys(wanted):
+        known = seen.get((kind, name))
+        value_id = known.value_id if known is not None else NO_ID
+        tensor = known.tensor if known is not None else None
+        found.append(sink_fields(kind, name, call.step, tensor, value_id, doubts))
+    return found
 
 
 def sink_fields(
-    sink: str,
-    name: str,
-    step: int,
-    tensor: Any,
-    value_id: int = NO_ID,
-    doubts: Sequence[str] = (),
+    sink: str, name: str, step: int, tensor: Any, value_id: int, doubts: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Return the fields of a ``sink`` event for one bad tensor.
+    """Return the fields of a ``sink`` event.
 
     Args:
-        sink: the kind of sink.
-        name: the tensor's name.
+        sink: its kind.
+        name: its name.
         step: the step's number.
-        tensor: the bad eager tensor, ``None`` if it is gone.
+        tensor: the bad eager tensor, None if it is not at hand.
         value_id: the value it holds, -1 unknown.
         doubts: why the value's history may not be the first run's.
     """
@@ -39,55 +57,50 @@ def sink_fields(
         "step": step,
         "op_id": value_id >> SLOT_BITS if value_id >= 0 else NO_ID,
         "value_id": value_id,
-        **(describe(tensor) if tensor is not None else {}),
+        **({} if tensor is None else described(tensor)),
     }
     if doubts:
         fields["doubts"] = list(doubts)
     return fields
 
 
-def describe(tensor: Any) -> dict[str, Any]:
-    """Return the ``dtype shape stats first_bad`` keys of a ``sink`` event for an eager tensor."""
-    fields: dict[str, Any] = {"dtype": tensor.dtype.name, "shape": list(tensor._shape_tuple())}
+def described(tensor: Any) -> dict[str, Any]:
+    """Return dtype, shape, statistics and the first bad element of an eager tensor."""
+    fields: dict[str, Any] = {
+        "dtype": tensor.dtype.name,
+        "shape": [int(size) for size in tensor.shape],
+    }
     array = tensors.array_of(tensor)
-    found = stats.measure(array) if array is not None else None
-    if found is None:
-        return fields
-    names = ("numel", "nan", "posinf", "neginf", "vmin", "vmax")
-    fields["stats"] = {name: getattr(found, name) for name in names}
-    fields["first_bad"] = list(stats.first_bad(array))
+    if array is not None:
+        found = stats.measure(array)
+        fields["stats"] = {
+            "numel": found.numel,
+            "nan": found.nan,
+            "posinf": found.posinf,
+            "neginf": found.neginf,
+            "vmin": found.vmin,
+            "vmax": found.vmax,
+        }
+        fields["first_bad"] = [int(place) for place in stats.first_bad(array)]
     return fields
 
 
-def sinks_of(outcome: Outcome, step: int) -> list[dict[str, Any]]:
-    """Return the sinks of a replay, as ``tracelens.sinks.SinkFilter`` takes them."""
-    doubts = doubts_of(outcome)
-    return [
-        sink_fields(seen.sink, seen.name, step, seen.tensor, seen.value_id, doubts)
-        for seen in outcome.seen
-    ]
+def describe(outcome: Outcome) -> str:
+    """Return the note of a replay.
 
-
-def doubts_of(outcome: Outcome) -> list[str]:
-    """Return why the cause that a replay names may not be the first run's; empty if it is."""
-    return list(outcome.remarks) if outcome.ran and not outcome.exact else []
-
-
-def note_replay(session: Session, step: int, outcome: Outcome) -> None:
-    """Write the note of a replay; one that proves nothing is a warning."""
-    severity = "info" if outcome.exact else "warning"
-    session.note("replay", describe_outcome(outcome), severity, step)
-
-
-def describe_outcome(outcome: Outcome) -> str:
-    """Return the note of a replay, one line."""
+    Examples:
+        >>> from tracelens_tensorflow.replay import Outcome
+        >>> describe(Outcome(ran=True, compared=6, equal=6, duration_ns=2_000_000))
+        'replay equal: 6/6 results (run again op by op in 2 ms)'
+        >>> describe(Outcome(reason="a v1 loop"))
+        'replay impossible: a v1 loop'
+    """
     remarks = "".join(f"; {remark}" for remark in outcome.remarks)
     if not outcome.ran:
         return f"replay impossible: {outcome.reason}{remarks}"
-    near = f", {outcome.close} of them near" if outcome.close else ""
-    word = "equal" if outcome.equal + outcome.close == outcome.compared else "not equal"
-    before = f" after {outcome.repeated} earlier calls" if outcome.repeated else ""
+    word = "equal" if outcome.equal == outcome.compared else "near" if outcome.exact else "unequal"
+    before = f", {outcome.repeated} calls before it repeated" if outcome.repeated else ""
     return (
-        f"replay {word}: {outcome.equal + outcome.close}/{outcome.compared} results{near} "
-        f"({outcome.n_ops} ops run again{before} in {outcome.duration_ns / 1e6:.0f} ms){remarks}"
+        f"replay {word}: {outcome.equal}/{outcome.compared} results "
+        f"(run again op by op in {outcome.duration_ns / 1e6:.0f} ms{before}){remarks}"
     )

@@ -186,7 +186,7 @@ class Builder:
         if vectors:
             flags = editor.joined(vectors)
             editor.add_output(FLAGS, editor.accumulated(flags) if where.loop else flags, tf.float32)
-        for op, ref, dtype in part.kept:
+        for _, ref, dtype in part.kept:
             editor.add_output(f"{PREFIX}kept", ref, dtype)
         if places or called or part.kept:
             part.function = self._register(editor, function)
