@@ -7,7 +7,7 @@ graph: op index * 16 + slot. Such a *code* is turned into an id when the graph r
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +61,7 @@ class Plan:
     Attributes:
         arguments: the graph's inputs, whose places in the table come first.
         ops: the ops after them, in the order in which they were traced.
-        codes: value code of each tensor, by ``id``.
+        codes: value code of each tensor of the graph, by ``id``.
     """
 
     arguments: list[Any]
@@ -78,27 +78,27 @@ class Plan:
         return self.codes.get(id(tensor), UNKNOWN)
 
 
-def plan(graph: Any, is_probed: Any) -> Plan:
+def plan(graph: Any, live: Iterable[tf.Operation], probed: Collection[str]) -> Plan:
     """Return what is to be recorded of a graph.
 
     Args:
         graph: a ``FuncGraph`` whose tracing is over.
-        is_probed: tells of a call, branch or loop whether what it runs has probes of its own.
+        live: the ops that a run of it runs, producers first.
+        probed: names of the calls, branches and loops whose functions are recorded themselves.
     """
     arguments = list(graph.inputs)
     codes = {id(tensor): UNKNOWN - 1 - place for place, tensor in enumerate(arguments)}
     result = Plan(arguments, [], codes)
     written: dict[int, int] = {}
-    alive = live_ops(graph)
-    for op in graph.get_operations():
-        if op not in alive or op.type in _SILENT or op.type.startswith("TraceLens"):
+    for op in live:
+        if op.type in _SILENT:
             continue
         outputs = op.outputs
         if op.type in PASSED_ON:
             codes[id(outputs[0])] = result.code(op.inputs[0])
             continue
         index = result.size
-        planned = _planned(op, index, result, written, is_probed)
+        planned = _planned(op, index, result, written, op.name in probed)
         result.ops.append(planned)
         shown = planned.kind is Kind.VIEW
         for slot, tensor in enumerate(outputs):
@@ -111,22 +111,8 @@ def code_of(index: int, slot: int) -> int:
     return (index << SLOT_BITS) | min(slot, MAX_SLOT)
 
 
-def live_ops(graph: Any) -> set[Any]:
-    """Return the ops that a run of the graph runs: a probe on another one would revive it."""
-    alive: set[Any] = set()
-    waiting: list[Any] = [tensor.op for tensor in graph.outputs if hasattr(tensor, "op")]
-    waiting += graph.control_outputs
-    while waiting:
-        op = waiting.pop()
-        if op not in alive:
-            alive.add(op)
-            waiting += [tensor.op for tensor in op.inputs]
-            waiting += op.control_inputs
-    return alive
-
-
 def _planned(
-    op: tf.Operation, index: int, so_far: Plan, written: dict[int, int], is_probed: Any
+    op: tf.Operation, index: int, so_far: Plan, written: dict[int, int], probed: bool
 ) -> Planned:
     inputs, handles = [], []
     for tensor in op.inputs:
@@ -149,7 +135,7 @@ def _planned(
         if op.type == "AssignVariableOp":
             del inputs[0]
     elif op.type in _WITH_TENSORS:
-        if is_probed(op):
+        if probed:
             planned.kind = Kind.CALL
             planned.seen = list(enumerate(op.outputs))
         else:

@@ -1,105 +1,105 @@
-"""Puts probes into traced graphs: every op is recorded with its outputs' statistics, in C++."""
+"""Builds twins of functions in which every op is recorded with its outputs' statistics, in C++."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import tensorflow as tf
-from tensorflow.python.eager import record
+from tensorflow.core.framework import node_def_pb2
 from tensorflow.python.framework import tensor_util
 
 from tracelens import stats
-from tracelens.events import OpFlag, Phase
-from tracelens_tensorflow import facts, optables
+from tracelens.events import SLOT_BITS, OpFlag, Phase
+from tracelens_tensorflow import facts, fdef, optables
+from tracelens_tensorflow.fdef import PREFIX, Editor
+from tracelens_tensorflow.frontier import Level
 from tracelens_tensorflow.graphplan import Plan, Planned, plan
 from tracelens_tensorflow.native.recorder import Kind, NativeRecorder
+from tracelens_tensorflow.twin import Builder, Part, SinksOf, _Where
+from tracelens_tensorflow.variables import name_of, variables_of
 
 if TYPE_CHECKING:
+    import tensorflow as tf
+
     from tracelens.storage.writer import ShardWriter
 
+_XLA = "_XlaMustCompile"
 _MAX_CONSTANT = 1 << 20
 """Elements of a constant beyond which it is not measured."""
+_HIDDEN = frozenset(("resource", "variant"))
 
 
+@dataclass(slots=True)
 class Probed:
-    """A graph that has probes.
+    """What is known of one probed function.
 
     Attributes:
-        graph: weak reference to it.
-        number: its table's number in the native recorder.
-        ops: its recorded ops by index; None for an argument.
-        index: their indices by name.
-        n_arguments: how many of the table's places are arguments.
+        graph: weak reference to its graph.
+        number: of its table in the native recorder.
+        index: place in the table by name of the op.
+        sinks: kind and name of a sink by the code of its value.
     """
 
-    def __init__(self, graph: Any, number: int, steps: Plan) -> None:
-        self.graph = weakref.ref(graph)
-        self.number = number
-        self.n_arguments = len(steps.arguments)
-        names = [(tensor.op.name, place) for place, tensor in enumerate(steps.arguments)]
-        self.index = {**dict(names), **{p.op.name: p.index for p in steps.ops}}
-        self.kinds = {p.index: p.kind for p in steps.ops}
-
-    def op(self, index: int) -> tf.Operation | None:
-        """Return a recorded op, None if the graph is gone."""
-        graph = self.graph()
-        name = next((name for name, at in self.index.items() if at == index), None)
-        return None if graph is None or name is None else graph.get_operation_by_name(name)
+    graph: weakref.ref[Any]
+    number: int
+    index: dict[str, int]
+    sinks: dict[int, tuple[str, str]]
 
 
-class Prober:
-    """Puts probes into graphs, and knows those that have them.
-
-    Graphs outlive sessions: their probes are idle without one, and write for the next.
+class ProbeBuilder(Builder):
+    """Builds twins that record.
 
     Args:
-        recorder: the compiled recorder of the session.
+        recorder: the compiled recorder.
         writer: the session's shard.
+        sinks_of: the sinks of a graph.
+
+    Attributes:
+        probed: the probed functions by number.
+        met_xla: the function built last holds, or is, one that XLA compiles: it has no probes.
     """
 
-    def __init__(self, recorder: NativeRecorder, writer: ShardWriter) -> None:
+    def __init__(self, recorder: NativeRecorder, writer: ShardWriter, sinks_of: SinksOf) -> None:
+        super().__init__(sinks_of, Level.SINKS, native=True)
         self._recorder = recorder
         self._writer = writer
-        self._known = _known
+        self._of_graph: weakref.WeakKeyDictionary[Any, Probed] = weakref.WeakKeyDictionary()
+        self.probed: dict[int, Probed] = {}
+        self.met_xla = False
 
-    def revive(self) -> None:
-        """Take up the graphs that an earlier session probed."""
-        for probed in list(self._known.values()):
-            graph = probed.graph()
-            if graph is None:
-                continue
-            for name, index in probed.index.items():
-                site = facts.site_of(graph.get_operation_by_name(name), self._writer)
-                self._recorder.set_site(probed.number, index, site)
+    def build(self, function: Any) -> Part:
+        """Return the twin of a function that the program calls."""
+        self.met_xla = False
+        return super().build(function)
 
-    def of(self, graph: Any) -> Probed | None:
-        """Return what is known of a graph's probes, None if it has none."""
-        return self._known.get(graph)
-
-    def inject(self, graph: Any) -> Probed:
-        """Put probes into a graph whose tracing is over and that has not run yet."""
-        known = self._known.get(graph)
-        if known is not None:
-            return known
-        with graph.as_default(), tf.control_dependencies(None), record.stop_recording(), \
-                graph.colocate_with(None, ignore_existing=True), tf.name_scope("tracelens/"):  # fmt: skip
-            steps = plan(graph, self._runs_probed)
-            number = self._recorder.add_graph(steps.size)
-            probed = self._known[graph] = Probed(graph, number, steps)
-            self._describe(probed, steps)
-            if steps.ops:
-                self._place(graph, number, steps)
-        return probed
-
-    def _runs_probed(self, op: tf.Operation) -> bool:
-        """Tell whether what a call, branch or loop runs has probes."""
-        try:
-            names = _functions_of(op)
-            return bool(names) and all(_has_frame(op.graph, name) for name in names)
-        except (AttributeError, ValueError, TypeError):
-            return False
+    def _make(self, function: Any, where: _Where) -> Part:
+        graph = function.graph
+        editor = Editor(function.definition, graph)
+        part = Part(function, where.xla or fdef.is_true(editor.definition.attr, _XLA))
+        if part.xla:
+            self.met_xla = True
+            return part
+        live, top = editor.live_ops(), where.top
+        where = replace(where, top=False)
+        called = {
+            op.name for op in live if fdef.called_by(op) and self._call(editor, op, part, where, [])
+        }
+        steps = plan(graph, live, called)
+        number = self._recorder.add_graph(steps.size)
+        names = [(tensor.op.name, place) for place, tensor in enumerate(steps.arguments)]
+        index = {**dict(names), **{p.op.name: p.index for p in steps.ops}}
+        sinks = _coded(self._sinks_of(graph, editor, top), steps, graph)
+        probed = Probed(weakref.ref(graph), number, index, sinks)
+        self._of_graph[graph] = self.probed[number] = probed
+        self._describe(probed, steps)
+        if steps.ops:
+            _Placing(editor, number, steps).run(graph)
+        part.checks += len(steps.ops)
+        if steps.ops:
+            part.function = self._register(editor, function)
+        return part
 
     def _describe(self, probed: Probed, steps: Plan) -> None:
         for place, tensor in enumerate(steps.arguments):
@@ -107,26 +107,31 @@ class Prober:
         for planned in steps.ops:
             op = planned.op
             hidden = () if planned.seen else op.outputs
-            read = [t for t in op.inputs if _is_read(planned, t)]
+            read = [tensor for tensor in op.inputs if _is_read(planned, tensor)]
             self._tell(probed, planned.index, op, planned.kind, planned.inputs, read, hidden)
             if planned.kind is Kind.CONSTANT:
                 self._measure(probed, planned)
 
     def _tell(
         self, probed: Probed, index: int, op: tf.Operation, kind: Kind, inputs: list[int],
-        read: Any, hidden: Any,
+        read: Collection[Any], hidden: Collection[Any],
     ) -> None:  # fmt: skip
         known = facts.facts_of(op)
         phase = Phase.DATA if kind is Kind.ARGUMENT else known.phase
         self._recorder.describe(
-            probed.number, index, site=facts.site_of(op, self._writer), phase=int(phase),
+            probed.number, index, site=self._site(op, kind), phase=int(phase),
             kind=kind, flags=int(_flags(op, kind)), forward=self._forward(known.forward),
             n_out=1 if kind is Kind.WRITE else len(op.outputs), inputs=inputs,
             in_layout=[_layout(t) for t in read], out_layout=[_layout(t) for t in hidden],
         )  # fmt: skip
 
+    def _site(self, op: tf.Operation, kind: Kind) -> int:
+        if kind is Kind.ARGUMENT:
+            return int(self._writer.intern("site", {"op": "step_input"}))
+        return facts.site_of(op, self._writer)
+
     def _forward(self, op: tf.Operation | None) -> tuple[int, int]:
-        probed = self._known.get(op.graph) if op is not None else None
+        probed = self._of_graph.get(op.graph) if op is not None else None
         index = probed.index.get(op.name) if probed is not None and op is not None else None
         return (-1, -1) if probed is None or index is None else (probed.number, index)
 
@@ -140,63 +145,98 @@ class Prober:
             if found is not None:
                 self._recorder.set_constant(probed.number, planned.index, found)
 
-    def _place(self, graph: Any, number: int, steps: Plan) -> None:
-        ops = self._recorder.ops
-        frame = ops.trace_lens_frame(arguments=steps.arguments, graph=number)
+
+class _Placing:
+    """Puts a frame, the probes and the links into a definition."""
+
+    def __init__(self, editor: Editor, number: int, steps: Plan) -> None:
+        self._editor = editor
+        self._number = number
+        self._steps = steps
+        self._frame = ""
+
+    def run(self, graph: Any) -> None:
+        steps = self._steps
+        frame = self._node("Frame", "frame", steps.arguments)
+        frame.attr["graph"].i = self._number
+        self._editor.add_node(frame)
+        self._frame = f"{frame.name}:frame:0"
         also: list[int] = []
-        last = steps.ops[-1]
-        placed: list[tf.Operation] = []
         for planned in steps.ops:
-            values = [tensor for _, tensor in planned.seen]
-            if planned.handle is not None:
-                values.append(planned.handle)
-            if not values and planned is not last:
+            if not planned.seen and planned.handle is None and planned is not steps.ops[-1]:
                 also.append(planned.index)
                 continue
-            after = [planned.op] if planned.kind is Kind.WRITE or not values else []
             if planned.kind is Kind.CALL:
-                link = ops.trace_lens_link(
-                    frame, *_linked([(t, steps.code(t)) for t in planned.op.inputs])
-                )
-                planned.op._add_control_input(link)
-                placed.append(link)
-            with tf.control_dependencies(after):
-                probe = ops.trace_lens_probe(
-                    frame, values, graph=number, op=planned.index, also=also,
-                    slots=[slot for slot, _ in planned.seen] + [0] * (planned.handle is not None),
-                )  # fmt: skip
-            placed.append(probe)
+                inputs = [(tensor, steps.code(tensor)) for tensor in planned.op.inputs]
+                link = self._link(f"before_{planned.index}", inputs)
+                self._editor.node(planned.op.name).input.append(f"^{link}")
+            self._probe(planned, also)
             also = []
-        link = self._link_outputs(graph, frame, steps)
-        graph.control_outputs.extend([*placed, *([link] if link is not None else [])])
+        self._link_outputs(graph)
 
-    def _link_outputs(self, graph: Any, frame: Any, steps: Plan) -> tf.Operation | None:
+    def _probe(self, planned: Planned, also: list[int]) -> None:
+        values = [tensor for _, tensor in planned.seen]
+        slots = [slot for slot, _ in planned.seen]
+        if planned.handle is not None:
+            values.append(planned.handle)
+            slots.append(0)
+        node = self._node("Probe", f"probe_{planned.index}", values)
+        if planned.kind is Kind.WRITE or not values:
+            node.input.append(f"^{planned.op.name}")
+        node.attr["graph"].i = self._number
+        node.attr["op"].i = planned.index
+        node.attr["slots"].list.i.extend(slots)
+        node.attr["also"].list.i.extend(also)
+        self._editor.add_node(node)
+        self._editor.keep(node.name)
+
+    def _link_outputs(self, graph: Any) -> None:
         """Tell where the outputs lie before anyone is handed them."""
-        told: list[tuple[Any, int]] = []
-        gates: list[tf.Operation] = []
-        for tensor in graph.outputs:
+        editor, told, gates = self._editor, [], []
+        count = len(editor.definition.signature.output_arg)
+        for tensor in graph.outputs[:count]:
             op = tensor.op
             # What tracing appends to hand out a value: nothing in the graph waits for it.
-            if op.type == "Identity" and not tensor.consumers():
-                gates.append(op)
-                tensor = op.inputs[0]  # noqa: PLW2901
-            told.append((tensor, steps.code(tensor)))
-        values, codes = _linked(told)
-        if not values:
-            return None
-        link = self._recorder.ops.trace_lens_link(frame, values, codes)
-        for op in dict.fromkeys(gates):
-            op._add_control_input(link)
-        return link
+            if op.type == "Identity" and editor.node(op.name) and not tensor.consumers():
+                gates.append(op.name)
+                tensor = op.inputs[0]
+            told.append((tensor, self._steps.code(tensor)))
+        if any(tensor.dtype.name != "resource" for tensor, _ in told):
+            link = self._link("after", told)
+            for name in dict.fromkeys(gates):
+                editor.node(name).input.append(f"^{link}")
+
+    def _link(self, name: str, pairs: list[tuple[Any, int]]) -> str:
+        kept = [(t, code) for t, code in pairs if t.dtype.name != "resource"]
+        node = self._node("Link", name, [tensor for tensor, _ in kept])
+        node.attr["codes"].list.i.extend(code for _, code in kept)
+        self._editor.add_node(node)
+        self._editor.keep(node.name)
+        return str(node.name)
+
+    def _node(self, op: str, name: str, tensors: Collection[Any]) -> node_def_pb2.NodeDef:
+        node = node_def_pb2.NodeDef(name=f"{PREFIX}{name}", op=f"TraceLens{op}")
+        if self._frame:
+            node.input.append(self._frame)
+        node.input.extend(self._editor.ref(tensor) for tensor in tensors)
+        node.attr["T"].list.type.extend(tensor.dtype.as_datatype_enum for tensor in tensors)
+        return node
 
 
-_known: weakref.WeakKeyDictionary[Any, Probed] = weakref.WeakKeyDictionary()
-
-
-def _linked(pairs: list[tuple[Any, int]]) -> tuple[list[Any], list[int]]:
-    """Return those of the tensors that lie in memory of their own, and their codes."""
-    kept = [(tensor, code) for tensor, code in pairs if tensor.dtype.name != "resource"]
-    return [tensor for tensor, _ in kept], [code for _, code in kept]
+def _coded(sinks: Any, steps: Plan, graph: Any) -> dict[int, tuple[str, str]]:
+    """Return sinks by the code of their value; what a variable holds is known by its last write."""
+    found: dict[int, tuple[str, str]] = {}
+    variables = variables_of(graph)
+    for planned in steps.ops:
+        if planned.kind is Kind.WRITE:
+            variable = variables.get(id(planned.handle))
+            name = name_of(variable) if variable is not None else planned.handle.op.name
+            found[planned.index << SLOT_BITS] = ("parameter", name)
+    for tensor, kind, name in sinks.values():
+        code = steps.code(tensor)
+        if code >= 0 and kind != "parameter":
+            found.setdefault(code, (kind, name))
+    return found
 
 
 def _is_read(planned: Planned, tensor: Any) -> bool:
@@ -221,21 +261,6 @@ def _flags(op: tf.Operation, kind: Kind) -> OpFlag:
 
 def _layout(tensor: Any) -> list[Any] | None:
     """Return ``[dtype, sizes, device]``, a size that only a run tells as -1."""
-    if tensor.dtype.name in ("resource", "variant") or tensor.shape.rank is None:
+    if tensor.dtype.name in _HIDDEN or tensor.shape.rank is None:
         return None
     return [tensor.dtype.name, [-1 if n is None else n for n in tensor.shape.as_list()], "cpu"]
-
-
-def _functions_of(op: tf.Operation) -> list[str]:
-    if op.type in optables.CALLS:
-        return [op.get_attr("f").name]
-    if op.type in optables.LOOPS:
-        return [op.get_attr("body").name]
-    if op.type.endswith("Case"):
-        return [function.name for function in op.get_attr("branches")]
-    return [op.get_attr("then_branch").name, op.get_attr("else_branch").name]
-
-
-def _has_frame(graph: Any, name: str) -> bool:
-    definition: Callable[[], Any] = graph._get_function(name).cached_definition
-    return any(node.op == "TraceLensFrame" for node in definition.node_def)  # type: ignore[attr-defined]

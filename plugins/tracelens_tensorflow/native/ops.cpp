@@ -48,32 +48,22 @@ REGISTER_OP("TraceLensLink")
     .SetShapeFn(NoOutputs)
     .Doc("Tells where the values lie that another graph is handed.");
 
-REGISTER_OP("TraceLensValues")
+REGISTER_OP("TraceLensKeys")
     .Input("inputs: T")
-    .Output("ids: int64")
+    .Output("keys: int64")
     .Attr("T: list(type) >= 1")
     .SetIsStateful()
     .SetShapeFn([](InferenceContext* c) {
       c->set_output(0, c->Vector(c->num_inputs()));
       return tensorflow::OkStatus();
     })
-    .Doc("Returns the ids of the values that tensors and variables hold.");
-
-REGISTER_OP("TraceLensAdopt")
-    .Input("ids: int64")
-    .Input("inputs: T")
-    .Attr("T: list(type) >= 1")
-    .SetIsStateful()
-    .SetShapeFn(NoOutputs)
-    .Doc("Tells which values tensors and variables hold.");
+    .Doc("Returns the keys by which variables are known to the recorder.");
 
 REGISTER_KERNEL_BUILDER(Name("TraceLensCheck").Device(tensorflow::DEVICE_CPU), tracelens::CheckOp);
 REGISTER_KERNEL_BUILDER(Name("TraceLensFrame").Device(tensorflow::DEVICE_CPU), tracelens::FrameOp);
 REGISTER_KERNEL_BUILDER(Name("TraceLensProbe").Device(tensorflow::DEVICE_CPU), tracelens::ProbeOp);
 REGISTER_KERNEL_BUILDER(Name("TraceLensLink").Device(tensorflow::DEVICE_CPU), tracelens::LinkOp);
-REGISTER_KERNEL_BUILDER(Name("TraceLensValues").Device(tensorflow::DEVICE_CPU),
-                        tracelens::ValuesOp);
-REGISTER_KERNEL_BUILDER(Name("TraceLensAdopt").Device(tensorflow::DEVICE_CPU), tracelens::AdoptOp);
+REGISTER_KERNEL_BUILDER(Name("TraceLensKeys").Device(tensorflow::DEVICE_CPU), tracelens::KeysOp);
 
 extern "C" {
 
@@ -110,7 +100,7 @@ int64_t tracelens_take_hits(int64_t* out, int64_t room) {
   int64_t n = 0;
   for (const auto& hit : hits) {
     if (n == room) break;
-    memcpy(out + 4 * n++, &hit, sizeof hit);
+    memcpy(out + 5 * n++, &hit, sizeof hit);
   }
   return n;
 }
@@ -120,6 +110,14 @@ int64_t tracelens_find(uint64_t low, uint64_t high) {
 }
 void tracelens_put(uint64_t low, uint64_t high, int64_t id) {
   Recorder::get().put_range(low, high, id);
+}
+
+// Which values variables hold, by key.
+void tracelens_find_variables(const int64_t* keys, int64_t n, int64_t* ids) {
+  for (int64_t i = 0; i < n; ++i) ids[i] = Recorder::get().find_variable(uint64_t(keys[i]));
+}
+void tracelens_put_variables(const int64_t* keys, int64_t n, const int64_t* ids) {
+  for (int64_t i = 0; i < n; ++i) Recorder::get().put_variable(uint64_t(keys[i]), ids[i]);
 }
 
 int64_t tracelens_graph(int64_t n_ops) { return Recorder::get().graphs.add(n_ops); }
@@ -139,10 +137,6 @@ void tracelens_graph_op(int64_t graph, int64_t index, int32_t site, int32_t phas
   op->inputs.assign(inputs, inputs + n_inputs);
   op->in_layout = in_layout;
   op->out_layout = out_layout;
-}
-void tracelens_graph_site(int64_t graph, int64_t index, int32_t site) {
-  auto* op = Recorder::get().graphs.op(graph, index);
-  if (op) op->site = site;
 }
 void tracelens_graph_constant(int64_t graph, int64_t index, const int64_t* counts,
                               const double* numbers) {

@@ -69,7 +69,10 @@ class OpRecord {
       } else if (has_nonfinite(t)) {
         m.bad = measure(t, &m.stats);
       }
-      bad_ = bad_ || m.bad;
+      if (m.bad) {
+        bad_ = true;
+        bad_slots_ |= int64_t(1) << std::min(slot, 15);
+      }
     }
     outputs_.push_back(m);
   }
@@ -81,9 +84,11 @@ class OpRecord {
     RingRecord r;
     start(&r);
     r.n_out = entry_.n_out;
-    r.flags = entry_.flags | (checked_ ? tl::CHECKED : 0) | (bad_ ? tl::HIT : 0);
+    const bool written_so = entry_.has_constant && entry_.constant.finite < entry_.constant.numel;
+    r.flags = entry_.flags | (checked_ || entry_.has_constant ? tl::CHECKED : 0) |
+              (bad_ || written_so ? tl::HIT : 0);
     if (entry_.fwd_op >= 0) r.fwd_op_id = forward_id();
-    const bool measured = frame_.full() || bad_;
+    const bool measured = frame_.full() || bad_ || written_so;
     if (measured) r.layout_id = layout();
     std::vector<int64_t> ids;
     if (shown_.empty()) {
@@ -116,7 +121,7 @@ class OpRecord {
       held.slot = 0;
       stat(held, 1, kNoId, parameter_flag);
     }
-    r_.add_hit(Hit{graph_, index_, r.op_id, r.step});
+    r_.add_hit(Hit{graph_, index_, r.op_id, r.step, bad_slots_});
   }
 
  private:
@@ -205,6 +210,7 @@ class OpRecord {
   Recorder& r_;
   std::vector<Measured> outputs_;
   std::vector<int64_t> shown_;
+  int64_t bad_slots_ = 0;
   bool checked_ = false, bad_ = false;
 };
 
@@ -318,8 +324,11 @@ class LinkOp : public OpKernel {
     const Frame frame(ctx->input(0));
     if (!frame.on()) return;
     for (int i = 1; i < ctx->num_inputs(); ++i) {
-      if (ctx->input(i).dtype() == tensorflow::DT_RESOURCE) continue;
-      Recorder::get().put(ctx->input(i), frame.value(codes_[i - 1]));
+      const Tensor& t = ctx->input(i);
+      if (t.dtype() == tensorflow::DT_RESOURCE) continue;
+      const int64_t id = frame.value(codes_[i - 1]);
+      // What a call returned is known by the op inside that made it, which has a higher id.
+      if (Recorder::get().find(t) <= id || id < 0) Recorder::get().put(t, id);
     }
   }
   bool IsExpensive() override { return false; }
@@ -328,27 +337,15 @@ class LinkOp : public OpKernel {
   std::vector<int64_t> codes_;
 };
 
-// Tells which values its inputs hold (variables: which was written to them last).
-class ValuesOp : public OpKernel {
+// Gives the keys by which the recorder knows variables.
+class KeysOp : public OpKernel {
  public:
   using OpKernel::OpKernel;
   void Compute(OpKernelContext* ctx) override {
     Tensor* out = nullptr;
     OP_REQUIRES_OK(ctx, ctx->allocate_output(0, {ctx->num_inputs()}, &out));
     for (int i = 0; i < ctx->num_inputs(); ++i)
-      out->flat<int64_t>()(i) = Recorder::get().find(ctx->input(i));
-  }
-  bool IsExpensive() override { return false; }
-};
-
-// Gives values that were recorded elsewhere (eager ops, batches) to its inputs.
-class AdoptOp : public OpKernel {
- public:
-  using OpKernel::OpKernel;
-  void Compute(OpKernelContext* ctx) override {
-    const auto ids = ctx->input(0).flat<int64_t>();
-    for (int i = 1; i < ctx->num_inputs() && i <= ids.size(); ++i)
-      Recorder::get().put(ctx->input(i), ids(i - 1));
+      out->flat<int64_t>()(i) = Recorder::key_of(ctx->input(i));
   }
   bool IsExpensive() override { return false; }
 };

@@ -21,7 +21,7 @@ inline int64_t value_of(int64_t op_id, int64_t slot) {
 
 // A hit as Python reads it.
 struct Hit {
-  int64_t graph, op, op_id, step;
+  int64_t graph, op, op_id, step, slots;  // slots: a bit for each bad output
 };
 
 class Recorder {
@@ -43,10 +43,7 @@ class Recorder {
 
   int64_t find(const Tensor& t) {
     if (t.dtype() == tensorflow::DT_RESOURCE) {
-      if (t.NumElements() != 1) return kNoId;
-      std::lock_guard<std::mutex> lock(mutex_);
-      const auto it = variables_.find(key_of(t));
-      return it == variables_.end() ? kNoId : it->second;
+      return t.NumElements() == 1 ? find_variable(key_of(t)) : kNoId;
     }
     const auto range = range_of(t);
     if (range.high <= range.low) return kNoId;
@@ -56,15 +53,24 @@ class Recorder {
 
   void put(const Tensor& t, int64_t id) {
     if (t.dtype() == tensorflow::DT_RESOURCE) {
-      if (t.NumElements() != 1) return;
-      std::lock_guard<std::mutex> lock(mutex_);
-      variables_[key_of(t)] = id;
+      if (t.NumElements() == 1) put_variable(key_of(t), id);
       return;
     }
     const auto range = range_of(t);
     if (range.high <= range.low) return;
     std::lock_guard<std::mutex> lock(mutex_);
     values_.write(range, id, true);
+  }
+
+  int64_t find_variable(uint64_t key) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    const auto it = variables_.find(key);
+    return it == variables_.end() ? kNoId : it->second;
+  }
+
+  void put_variable(uint64_t key, int64_t id) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    variables_[key] = id;
   }
 
   void put_range(uintptr_t low, uintptr_t high, int64_t id) {
@@ -119,6 +125,13 @@ class Recorder {
 
   int64_t now_ns() const { return tl::monotonic_ns() - epoch_ns; }
 
+  static uint64_t key_of(const Tensor& t) {
+    const auto& handle = t.scalar<tensorflow::ResourceHandle>()();
+    if (handle.IsRefCounting()) return uint64_t(uintptr_t(handle.resource().get()));
+    return mix(std::hash<std::string>()(handle.container()),
+               std::hash<std::string>()(handle.name()));
+  }
+
  private:
   static constexpr size_t max_hits = 4096;
 
@@ -128,13 +141,6 @@ class Recorder {
     const size_t bytes = t.dtype() == tensorflow::DT_VARIANT ? sizeof(tensorflow::Variant)
                                                              : t.TotalBytes();
     return {low, low + bytes};
-  }
-
-  static uint64_t key_of(const Tensor& t) {
-    const auto& handle = t.scalar<tensorflow::ResourceHandle>()();
-    if (handle.IsRefCounting()) return uint64_t(uintptr_t(handle.resource().get()));
-    return mix(std::hash<std::string>()(handle.container()),
-               std::hash<std::string>()(handle.name()));
   }
 
   std::mutex mutex_;

@@ -39,12 +39,21 @@ class Level(IntEnum):
 
 
 class Hit(NamedTuple):
-    """A probed op whose output was bad."""
+    """A probed op with a bad output.
+
+    Attributes:
+        graph: number of its graph's table.
+        op: its place there.
+        op_id: which run of it.
+        step: the step.
+        slots: a bit for each bad output; outputs past the 15th share one.
+    """
 
     graph: int
     op: int
     op_id: int
     step: int
+    slots: int
 
 
 class NativeRecorder:
@@ -67,7 +76,7 @@ class NativeRecorder:
         # Called from threads of TensorFlow's: it takes the GIL.
         self._intern_type = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_char_p, ctypes.c_char_p)
         self._intern = self._intern_type(self._interned)
-        self._hits = (ctypes.c_int64 * (4 * _MAX_HITS))()
+        self._hits = (ctypes.c_int64 * (5 * _MAX_HITS))()
 
     def open(self) -> None:
         """Begin to write; what was known of values and layouts is forgotten."""
@@ -107,7 +116,7 @@ class NativeRecorder:
     def take_hits(self) -> list[Hit]:
         """Return the hits since the last call, oldest first (the first 4096)."""
         n = self._library.tracelens_take_hits(self._hits, ctypes.c_int64(_MAX_HITS))
-        return [Hit(*self._hits[4 * i : 4 * i + 4]) for i in range(n)]
+        return [Hit(*self._hits[5 * i : 5 * i + 5]) for i in range(n)]
 
     def find(self, address: int, size_bytes: int) -> int:
         """Return the id of the value that lies in memory, -1 if it is not known."""
@@ -120,6 +129,28 @@ class NativeRecorder:
         self._library.tracelens_put(
             u64(address), u64(address + size_bytes), ctypes.c_int64(value_id)
         )
+
+    def find_variables(self, keys: Sequence[int]) -> list[int]:
+        """Return the ids of the values that variables hold, -1 where nothing is known.
+
+        Args:
+            keys: from `keys_of`.
+        """
+        n = len(keys)
+        ids = (ctypes.c_int64 * n)()
+        self._library.tracelens_find_variables((ctypes.c_int64 * n)(*keys), ctypes.c_int64(n), ids)
+        return list(ids)
+
+    def put_variables(self, keys: Sequence[int], ids: Sequence[int]) -> None:
+        """Tell which values variables hold."""
+        n, array = len(keys), ctypes.c_int64 * len(keys)
+        self._library.tracelens_put_variables(array(*keys), ctypes.c_int64(n), array(*ids))
+
+    def keys_of(self, handles: Sequence[Any]) -> list[int]:
+        """Return the keys by which variables are known here, by their eager handles."""
+        if not handles:
+            return []
+        return [int(key) for key in self.ops.trace_lens_keys(inputs=list(handles)).numpy()]
 
     def add_graph(self, n_ops: int) -> int:
         """Return the number of a new table of a graph's ops."""
@@ -151,12 +182,6 @@ class NativeRecorder:
             i64(graph), i64(index), site, phase, int(kind), flags, *forward, n_out, codes,
             i64(len(inputs)), _json(in_layout), _json(out_layout),
         )  # fmt: skip
-
-    def set_site(self, graph: int, index: int, site: int) -> None:
-        """Change an op's site: a new trace interns anew."""
-        self._library.tracelens_graph_site(
-            ctypes.c_int64(graph), ctypes.c_int64(index), ctypes.c_int32(site)
-        )
 
     def set_constant(self, graph: int, index: int, found: stats.Stats) -> None:
         """Tell the statistics of a constant."""
