@@ -8,6 +8,7 @@ holds again what it held, so the program goes on as if nothing had happened.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -52,6 +53,7 @@ class Outcome:
     """What came of a replay.
 
     Attributes:
+        step: step of the call that was recorded.
         ran: the call was run again to its end.
         reason: why it was not; empty if it was.
         remarks: what a reader must know to trust it, one clause each.
@@ -65,6 +67,7 @@ class Outcome:
         duration_ns: how long it took.
     """
 
+    step: int = NO_ID
     ran: bool = False
     reason: str = ""
     remarks: list[str] = field(default_factory=list)
@@ -126,21 +129,23 @@ class Replayer:
         """It ran, or raised."""
         self.history.after(call, wrote=bool(self._of(call).written))
 
-    def replay(self, call: Call, named: Named) -> Outcome:
+    def replay(self, call: Call, named: Named, suspects: int | None = None) -> Outcome:
         """Run a call again, recorded.
 
         Args:
             call: one that was kept, as a rule the last.
             named: sinks in its graph and the graphs it runs.
+            suspects: how many calls, this one included, were not seen to be clean: the first of
+                them that made a variable bad is recorded in its place. ``None`` for all kept.
 
         Returns:
             What came of it. Variables are as before.
         """
-        outcome = Outcome()
+        outcome = Outcome(step=call.step)
         started = time.perf_counter_ns()
         self.active = True
         try:
-            self._replay(call, named, outcome)
+            self._replay(call, named, suspects, outcome)
         except NotInterpretable as stopped:
             outcome.ran, outcome.reason = False, str(stopped)
         except Exception as error:
@@ -160,10 +165,9 @@ class Replayer:
             known = self._known[name] = _survey(call)
         return known
 
-    def _replay(self, call: Call, named: Named, outcome: Outcome) -> None:
-        known = self._of(call)
-        if known.effects is None:
-            raise NotInterpretable(known.reason)
+    def _replay(self, call: Call, named: Named, suspects: int | None, outcome: Outcome) -> None:
+        if self._of(call).effects is None:
+            raise NotInterpretable(self._of(call).reason)
         history = self.history
         entries = history.until(call)
         if history.dropped:
@@ -175,18 +179,34 @@ class Replayer:
         try:
             if history.values is not None:
                 history.values.restore()
-            for entry in entries[:-1]:
-                self._repeat(entry, outcome)
-            outcome.repeated = len(entries) - 1
-            results, tracer = self._record(entries[-1], known.effects, named, outcome)
-            after = Values(call.args[place] for place in known.written)
-            self._see(call, known, named, results, tracer, outcome)
+            entry = self._approach(entries, suspects or len(entries), outcome)
+            known = self._of(entry.call)
+            assert known.effects is not None
+            results, tracer = self._record(entry, known.effects, named, outcome)
+            after = Values(entry.call.args[place] for place in known.written)
+            self._see(entry.call, known, named, results, tracer, outcome)
         finally:
             now.restore()
-        found = compare(call.result or (), results)
-        if call is history.latest:
+        found = compare(entry.call.result or (), results)
+        if entry.call is history.latest:
             found += compare([now.of(handle) for handle, _ in after], [value for _, value in after])
         _tell(found, outcome)
+
+    def _approach(self, entries: list[Entry], suspects: int, outcome: Outcome) -> Entry:
+        """Repeat the calls before the bad one; return the one to record."""
+        first = len(entries) - suspects
+        handles = self.history.handles
+        good = [handle for handle in handles if not tensors.is_bad(handle)]
+        for place, entry in enumerate(entries[:-1]):
+            outcome.repeated = place
+            before = Values(handles) if place >= first else None
+            self._repeat(entry, outcome)
+            if before is not None and any(map(tensors.is_bad, good)):
+                before.restore()
+                outcome.step = entry.call.step
+                return entry
+        outcome.repeated = len(entries) - 1
+        return entries[-1]
 
     def _repeat(self, entry: Entry, outcome: Outcome) -> None:
         """Make an earlier call again: as it was made if it only uses variables."""
@@ -282,9 +302,9 @@ def _survey(call: Call) -> _Known:
 def _given(call: Call, effects: Effects, outcome: Outcome) -> dict[Any, Any]:
     """Return the kept outputs of ops that a second run must not compute."""
     kept = {
-        op: call.batches[op.name]
+        op: functools.partial(next, iter(call.kept[op]), None)
         for op in effects.keep
-        if op.graph is call.graph and op.name in call.batches
+        if op in call.kept
     }
     for remark in remarks_on(effects, kept):
         if remark not in outcome.remarks:

@@ -7,12 +7,19 @@ taken every so many calls, chosen so that this stays a small share of the time.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from tensorflow.python.eager import context
+from tensorflow.python.ops import resource_variable_ops
+
 from tracelens_tensorflow.tensors import read_variable, variable_dtype, write_variable
+
+BaseResourceVariable = resource_variable_ops.BaseResourceVariable
 
 COST_SHARE = 0.01
 """The share of the program's time that snapshots may take."""
@@ -25,6 +32,9 @@ MAX_REPEAT_NS = 1_000_000_000
 
 MAX_HISTORY_BYTES = 64 << 20
 """What the arguments of the kept calls may hold together."""
+
+MAX_RESULT_BYTES = 64 << 10
+"""What the results of an earlier call may hold together."""
 
 MAX_SNAPSHOT_BYTES = 1 << 30
 """Variables beyond this are not kept: the memory is the program's."""
@@ -47,6 +57,11 @@ class Entry:
     call: Any
     patches: list[tuple[Any, Any]] = field(default_factory=list)
     size_bytes: int = 0
+
+    def let_go(self) -> None:
+        """The call is history: only small results are worth keeping, to compare with."""
+        if sum(map(size_bytes, self.call.result or ())) > MAX_RESULT_BYTES:
+            self.call.result = None
 
     def apply(self) -> None:
         """Write the variables that something else wrote before the call."""
@@ -115,6 +130,7 @@ class History:
         self._began_ns = 0
         self._every = 1
         self._latest: Entry | None = None
+        self._unfinished = False
 
     def before(self, call: Any, written: Iterable[Any], data: Iterable[Any]) -> None:
         """A call is about to be made.
@@ -127,6 +143,8 @@ class History:
         new = [handle for handle in written if handle._id not in self._handles]
         for handle in new:
             self._handles[handle._id] = handle
+        if self._unfinished:
+            self.restart()  # A call raised: how much of it was done is unknown.
         if new or self.values is None or self._full():
             self._take()
         entry = Entry(call, size_bytes=sum(map(size_bytes, data)))
@@ -134,7 +152,10 @@ class History:
             self._patch(entry)
         self.entries.append(entry)
         self._size_bytes += entry.size_bytes
+        if self._latest is not None:
+            self._latest.let_go()
         self._latest = entry
+        self._unfinished = True
         self._began_ns = time.perf_counter_ns()
 
     def after(self, call: Any, *, wrote: bool) -> None:
@@ -146,6 +167,7 @@ class History:
         """
         if self._latest is None or self._latest.call is not call:
             return
+        self._unfinished = False
         took_ns = time.perf_counter_ns() - self._began_ns
         if not wrote:
             entry = self.entries.pop()
@@ -230,3 +252,49 @@ def size_bytes(tensor: Any) -> int:
         return int(tensor._num_elements()) * int(tensor.dtype.size or 0)
     except Exception:
         return 0
+
+
+def install(dirty: Callable[[Any], None]) -> Callable[[], None]:
+    """Begin to take note of variables that the program writes outside of functions.
+
+    Args:
+        dirty: told of the handle.
+
+    Returns:
+        A function that takes the hooks off.
+    """
+    undo: list[Callable[[], None]] = []
+    for name in ("assign", "assign_add", "assign_sub"):
+        undo.append(_wrap(BaseResourceVariable, name, lambda variable: variable.handle, dirty))
+    undo.append(
+        _wrap(
+            resource_variable_ops, "shape_safe_assign_variable_handle", lambda handle: handle, dirty
+        )
+    )
+
+    def uninstall() -> None:
+        for each in undo:
+            each()
+
+    return uninstall
+
+
+def _wrap(
+    owner: Any, name: str, handle_of: Callable[[Any], Any], dirty: Callable[[Any], None]
+) -> Callable[[], None]:
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def noted(target: Any, *args: Any, **kwargs: Any) -> Any:
+        if context.executing_eagerly():
+            with contextlib.suppress(Exception):
+                dirty(handle_of(target))
+        return original(target, *args, **kwargs)
+
+    setattr(owner, name, noted)
+
+    def unwrap() -> None:
+        if getattr(owner, name) is noted:
+            setattr(owner, name, original)
+
+    return unwrap
