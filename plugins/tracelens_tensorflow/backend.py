@@ -39,14 +39,10 @@ class TensorFlowBackend:
             session: the recording; its writer is open.
         """
         self._session = session
-        engine = session.config.engine
-        self._use_ops = engine in (None, "native") and _wants_ops()
-        level = Level.LEAST if engine == "sentinel" else Level.FRONTIER
         self._recorder = Recorder(session)
         self._replayer = Replayer(session, self._recorder)
-        self._sentinel = Sentinel(session, self._replayer, use_ops=self._use_ops)
-        builder = Builder(checking.sinks_of, level, self._use_ops)
-        self._calls = Calls(session, builder, self)
+        self._sentinel = Sentinel(session, self._replayer)
+        self._calls = Calls(session, self._builder, self)
         self._install("what graph ops are", _facts_install, session)
         self._install("retraces", _retraces_install, session)
         self._install("sessions", _sessions_install, session)
@@ -147,6 +143,19 @@ class TensorFlowBackend:
         self._fail("looking at a tape failed", error)
 
     # Inside
+
+    def _builder(self) -> Builder:
+        """Return what makes twins: not before a function is called.
+
+        Until then the program may still choose TensorFlow's devices and threads, which is no
+        longer possible once the ops are loaded.
+        """
+        engine = self._session.config.engine if self._session is not None else None
+        use_ops = engine in (None, "native") and _wants_ops()
+        if use_ops:
+            self._sentinel.use_ops()
+        level = Level.LEAST if engine == "sentinel" else Level.FRONTIER
+        return Builder(checking.sinks_of, level, use_ops)
 
     def _step(self) -> int:
         return self._session.current_step if self._session is not None else 0

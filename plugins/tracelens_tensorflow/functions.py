@@ -53,13 +53,16 @@ class Calls:
 
     Args:
         session: the recording.
-        builder: makes the twins.
+        make_builder: makes what makes the twins, when the first is needed.
         listener: told of the calls.
     """
 
-    def __init__(self, session: Session, builder: Builder, listener: Listener) -> None:
+    def __init__(
+        self, session: Session, make_builder: Callable[[], Builder], listener: Listener
+    ) -> None:
         self._session = session
-        self._builder = builder
+        self._make_builder = make_builder
+        self._builder: Builder | None = None
         self._listener = listener
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
         self._here = _Here()
@@ -138,6 +141,8 @@ class Calls:
             owner, part = function.__dict__.get(_PART, _NOBODY)
             if owner is not self:
                 try:
+                    if self._builder is None:
+                        self._builder = self._make_builder()
                     part = self._builder.build(function)
                 except Exception as error:
                     self._fail(f"{function.name.decode()} could not be checked: {error!r}")

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 from tensorflow.python import pywrap_tfe
 from tensorflow.python.eager import backprop, execute, record
+from tensorflow.python.framework.ops import EagerTensor
 from tensorflow.python.ops import gradients_util
 
 from tracelens_tensorflow import spans
@@ -218,11 +219,8 @@ def _symbolic_op(tensors: Any) -> Any:
     if isinstance(tensors, (list, tuple)):
         for tensor in tensors:
             if tensor is not None:
-                return None if isinstance(tensor, _EAGER) else getattr(tensor, "op", None)
+                return None if isinstance(tensor, EagerTensor) else getattr(tensor, "op", None)
     return None
-
-
-_EAGER = type(tf.constant(0))
 
 
 def _noted(op: Any) -> Any:

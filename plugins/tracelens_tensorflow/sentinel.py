@@ -38,24 +38,26 @@ class Sentinel:
     Args:
         session: the recording.
         replayer: runs a bad call again.
-        use_ops: TraceLens's own check op is in use.
 
     Attributes:
         hits: calls since the step began in which something was bad.
         scaling: knows of loss scaling; None if nobody does.
     """
 
-    def __init__(self, session: Session, replayer: Replayer, *, use_ops: bool) -> None:
+    def __init__(self, session: Session, replayer: Replayer) -> None:
         self.hits = 0
         self.scaling: Scaling | None = None
         self._session = session
         self._replayer = replayer
         self._sinks = SinkFilter(session)
-        self._checks = native.checks() if use_ops else None
-        if self._checks is not None:
-            self._checks.take()
+        self._checks: native.Checks | None = None
         self._replays = 0
         self._poisoned: set[bytes] = set()
+
+    def use_ops(self) -> None:
+        """TraceLens's own check op is in use: what it saw before does not count."""
+        self._checks = native.checks()
+        self._checks.take()
 
     def judge(self, call: Call, part: Part, flags: Any) -> None:
         """Look at the checks of a call that has run.
