@@ -16,6 +16,7 @@ import tensorflow as tf
 from tracelens.events import NO_ID, OpFlag, Phase
 from tracelens.oprecords import OpRun, OpWriter, thread_id, value_of
 from tracelens_tensorflow import facts, optables, tensors
+from tracelens_tensorflow.lists import MAX_ITEMS, Lists
 from tracelens_tensorflow.tensors import RESOURCE, VARIANT, TensorFlowTensors
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Recorder:
         session: the recording.
 
     Attributes:
+        lists: what lists of tensors hold.
         full: measure every output and write layouts, not only of what is bad.
         flags: ``OpFlag`` bits that every op gets (``REPLAYED``).
     """
@@ -60,6 +62,7 @@ class Recorder:
         self._values: dict[int, int] = {}
         self._handles: dict[int, int] = {}
         self._variables: dict[int, int] = {}
+        self.lists = Lists()
         self._instances: dict[int, list[int]] = defaultdict(list)
         self._backward: dict[int, int] = defaultdict(int)
         self._sites: dict[str, int] = {}
@@ -149,6 +152,8 @@ class Recorder:
             The op's id; -1 if nothing had to be written.
         """
         kind = op.type
+        if self.handled(kind, inputs, outputs):
+            return NO_ID
         if kind in VIEWS and not self.full:
             self._hand_on(inputs, outputs)
             return NO_ID
@@ -156,7 +161,8 @@ class Recorder:
             return NO_ID
         known = facts.facts_of(op)
         phase = Phase.DATA if kind in DATA else known.phase
-        flags = 0 if optables.can_create(op) else OpFlag.HARMLESS
+        harmless = kind.startswith("TensorList") or not optables.can_create(op)
+        flags = OpFlag.HARMLESS if harmless else 0
         op_id = self.op(
             kind, facts.site_of(op, self._session.writer), phase, inputs, outputs, flags=flags,
             fwd_op_id=self._forward_id(op, known.forward), bad=bad, start_ns=start_ns,
@@ -199,6 +205,9 @@ class Recorder:
             The op's id.
         """
         handles = [tensor for tensor in inputs if tensor._datatype_enum() == RESOURCE]
+        items = self.lists.read_by(kind, inputs)
+        if items:
+            inputs = (*_bad_first(items), *inputs[1:])
         if kind in VIEWS:
             flags |= OpFlag.VIEW
             self._hand_on(inputs, outputs)
@@ -223,6 +232,15 @@ class Recorder:
         )  # fmt: skip
         self._writer.op(run, full=self.full)
         return op_id
+
+    def handled(self, kind: str, inputs: Sequence[Any], outputs: Sequence[Any]) -> bool:
+        """Follow an op that only puts tensors into lists or takes them out; tell if it does."""
+        taken = self.lists.follow(kind, inputs, outputs)
+        if taken is False:
+            return False
+        if taken is not True:
+            self._hand_on((taken,), outputs[-1:])
+        return True
 
     def pass_on(self, inputs: Sequence[Any], outputs: Sequence[Any], source: Any | None) -> None:
         """Let an op's outputs stand for one of its inputs, without a record of the op.
@@ -274,6 +292,12 @@ class Recorder:
 def _holds(tensor: Any) -> bool:
     """Tell whether a tensor is worth naming as an input: not a handle of a table or iterator."""
     return tensor._datatype_enum() != RESOURCE or tensors.variable_dtype(tensor) != 0
+
+
+def _bad_first(items: list[Any]) -> list[Any]:
+    if len(items) > MAX_ITEMS:
+        items = sorted(items, key=lambda item: not tensors.is_bad(item))
+    return items[:MAX_ITEMS]
 
 
 def _written(kind: str, handles: list[Any]) -> list[Any]:

@@ -79,12 +79,15 @@ class Tracer:
         writes = bool(inputs) and optables.writes(op)
         seen = outputs or (inputs[:1] if writes else outputs)
         bad = [tensor for tensor in seen if tensors.is_bad(tensor)]
-        source = next((tensor for tensor in inputs if tensor._id in self._bad), None)
+        read = recorder.lists.read_by(op.type, inputs) or inputs
+        source = next((tensor for tensor in read if tensor._id in self._bad), None)
         for tensor in bad:
             self._bad.add(tensor._id)
         if writes and not bad:
             self._bad.discard(inputs[0]._id)
-        if self._worth(id(op), bool(bad), source is not None):
+        if recorder.handled(op.type, inputs, outputs):
+            pass
+        elif self._worth(id(op), bool(bad), source is not None):
             self._recorded += 1
             recorder.graph_op(op, inputs, outputs, bad=bool(bad))
         else:
