@@ -98,7 +98,7 @@ def propagates(op: tf.Operation, place: int) -> bool:
     if kind in _AT:
         return place in _AT[kind]
     if kind in ALL_INPUTS:
-        return kind != "MatMul" or not (op.get_attr("a_is_sparse") or op.get_attr("b_is_sparse"))
+        return True
     if kind == "Cast":
         return bool(op.outputs[0].dtype.is_floating)
     if kind == "Conv2D":
