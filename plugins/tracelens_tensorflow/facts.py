@@ -101,11 +101,11 @@ def site_of(op: tf.Operation, writer: ShardWriter) -> int:
     return number
 
 
-def install(session: Session) -> Callable[[], None]:
+def install(session: Session | None) -> Callable[[], None]:
     """Begin to note what cannot be found out after a graph was traced.
 
     Args:
-        session: the recording; told once if a hook cannot be set.
+        session: the recording, told if a hook cannot be set; ``None`` raises instead.
 
     Returns:
         A function that takes every hook off again.
@@ -115,6 +115,8 @@ def install(session: Session) -> Callable[[], None]:
         try:
             undo.append(piece.install())
         except Exception as error:
+            if session is None:
+                raise
             session.note("hook_failed", f"{piece.__name__}: {error!r}", "warning")
 
     def uninstall() -> None:

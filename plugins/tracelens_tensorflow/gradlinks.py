@@ -154,8 +154,21 @@ def _watch(module: Any, name: str, instead: Callable[..., Any]) -> Callable[[], 
     return undo
 
 
+class _Tape:
+    """What tapes call for the gradient of an op; TensorFlow can be told it, but not asked."""
+
+    function: Callable[..., Any] = staticmethod(backprop._gradient_function)
+
+    def register(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        pywrap_tfe.TFE_Py_RegisterGradientFunction(function)
+
+
+_tape = _Tape()
+
+
 def _watch_tape() -> Callable[[], None]:
-    original = backprop._gradient_function
+    original = _tape.function
 
     def gradient_function(
         op_name: Any, attrs: Any, num_inputs: Any, inputs: Any, outputs: Any, out_grads: Any,
@@ -175,8 +188,13 @@ def _watch_tape() -> Callable[[], None]:
         with _gradient_of(forward, out_grads):
             return original(*arguments)
 
-    pywrap_tfe.TFE_Py_RegisterGradientFunction(gradient_function)
-    return lambda: pywrap_tfe.TFE_Py_RegisterGradientFunction(original)
+    _tape.register(gradient_function)
+
+    def undo() -> None:
+        if _tape.function is gradient_function:
+            _tape.register(original)
+
+    return undo
 
 
 @contextmanager
