@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 
+_MISSED = ("hook_failed", "drop", "unseen")
+_MAX_MISSED = 8
+
 _WORST_FIRST = ("non-finite", "masked", "clean")
 
 
@@ -49,6 +52,7 @@ def diagnose(reader: TraceReader) -> Json:
         "version": reader.manifest.version,
         "shards": len(health.shards),
         "problems": health.lines(),
+        "unseen": unseen(reader.notes()),
     }
     verdicts = [
         verdict(RankOps(reader, rank), reader.events(rank=rank), info) for rank in reader.ranks()
@@ -58,6 +62,24 @@ def diagnose(reader: TraceReader) -> Json:
     shown = min(verdicts, key=_order)
     rest = [finding for each in verdicts if each is not shown for finding in each["findings"]]
     return {**shown, "findings": [*shown["findings"], *rest]}
+
+
+def unseen(notes: Iterable[Json]) -> list[str]:
+    """Return what notes say was not observed: hooks that failed, records that were dropped.
+
+    Args:
+        notes: ``note`` events.
+
+    Examples:
+        >>> unseen([{"kind": "drop", "severity": "warning", "message": "7 records were dropped"}])
+        ['7 records were dropped']
+    """
+    missed = (
+        str(note.get("message", ""))
+        for note in notes
+        if note.get("kind") in _MISSED and note.get("severity") in ("warning", "error")
+    )
+    return list(dict.fromkeys(message for message in missed if message))[:_MAX_MISSED]
 
 
 def _order(told: Json) -> tuple[int, int, int]:

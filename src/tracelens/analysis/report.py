@@ -34,9 +34,8 @@ def render(why: Why, *, color: bool = False, width: int = 100) -> str:
     width = max(width, _MIN_WIDTH)
     first = why.get("first_cause")
     if why.get("verdict") == "clean" and not first:
-        return (
-            paint("clean", "green", "bold") + "  no non-finite value reached anything that matters"
-        )
+        told = "  no non-finite value reached anything that matters"
+        return "\n".join([paint("clean", "green", "bold") + told, *_unseen(why, paint, width)])
     lines = [_headline(why, paint)]
     if first:
         lines += _cause_lines(first, paint, width)
@@ -54,7 +53,16 @@ def render(why: Why, *, color: bool = False, width: int = 100) -> str:
     if more > 0:
         noun = "finding" if more == 1 else "findings"
         lines += _wrapped("also", f"{more} further {noun} (all with --json)", paint, width)
-    return "\n".join(lines)
+    return "\n".join(lines + _unseen(why, paint, width))
+
+
+def _unseen(why: Why, paint: Paint, width: int) -> list[str]:
+    """Tell what the recording missed: a verdict is worth no more than what it was made from."""
+    trace = why.get("trace") or {}
+    return [
+        *_wrapped("not seen", "; ".join(trace.get("unseen") or ()), paint, width),
+        *_wrapped("damage", "; ".join(trace.get("problems") or ()), paint, width),
+    ]
 
 
 def one_sentence(why: Why) -> str:
