@@ -68,8 +68,11 @@ class TensorFlowBackend:
         self._sentinel.hits = 0
 
     def end_step(self, step: int) -> dict[str, float]:
-        """A step ended. Returns its counters."""
-        return {"hits": self._sentinel.hits} if self._sentinel.hits else {}
+        """A step ended. Returns its counters, and the scalars a TF1 session fetched."""
+        from tracelens_tensorflow import sessions
+
+        counters = {"hits": self._sentinel.hits} if self._sentinel.hits else {}
+        return {**counters, **sessions.take_scalars()}
 
     def step_failed(self, error: BaseException) -> None:
         """An exception of the program leaves the step."""

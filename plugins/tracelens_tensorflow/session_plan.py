@@ -94,10 +94,14 @@ class Plan:
         return [
             tensor
             for op in self.ops
-            if self.places[op].certain
             for tensor in op.outputs
             if kinds.is_float(tensor) and not tensor.dtype._is_ref_dtype
+            if self.place_of(tensor).certain and tensor.name not in self.fed
         ]
+
+    def place_of(self, tensor: Any) -> Place:
+        """Return where a tensor of these ops stands: only one output of a switch is there."""
+        return _of_output(tensor, self.places)
 
 
 def make_plan(
@@ -213,14 +217,15 @@ def _find_sources(plan: Plan) -> None:
 
 
 def _is_step(plan: Plan) -> bool:
-    if any(op.type in kinds.INITIALISED_TESTS for op in plan.ops):
-        return False
+    """Tell whether a run trains: it changes floats by an update, or sets them from older ones.
+
+    Initialisers may read other variables too, but ask first whether these are initialised.
+    """
+    asks = any(op.type in kinds.INITIALISED_TESTS for op in plan.ops)
     reads = any(kinds.read_variable(op) is not None for op in plan.ops)
     for op in plan.writes:
-        written = kinds.written_by(op)
-        if not written or not any(_holds_floats(variable) for variable in written):
-            continue
-        if not kinds.is_set(op) or reads:
+        floats = any(_holds_floats(variable) for variable in kinds.written_by(op))
+        if floats and (not kinds.is_set(op) or (reads and not asks)):
             return True
     return False
 
@@ -255,4 +260,4 @@ def _frontier(plan: Plan) -> list[Watched]:
 def _checkable(plan: Plan, tensor: Any) -> bool:
     if tensor.name in plan.fed or not kinds.is_float(tensor):
         return False
-    return tensor.op in plan.places and plan.places[tensor.op].certain
+    return tensor.op in plan.places and plan.place_of(tensor).certain

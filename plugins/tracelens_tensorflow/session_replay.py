@@ -23,7 +23,7 @@ from tracelens import stats
 from tracelens_tensorflow import session_ops as kinds
 from tracelens_tensorflow.session_checks import SCOPE
 from tracelens_tensorflow.session_history import Run
-from tracelens_tensorflow.session_plan import Plan
+from tracelens_tensorflow.session_plan import Place, Plan
 from tracelens_tensorflow.session_records import as_floats
 
 _KEPT_BY_TENSOR = ("Print",)
@@ -133,6 +133,11 @@ def _is_read(plan: Plan, variable: Any) -> bool:
     return False
 
 
+def _holds(place: Place, known: Mapping[str, bool]) -> bool:
+    """Tell whether what stands there runs once, by the predicates that are known."""
+    return not place.frame and all(known.get(p) == bool(b) for p, b in place.conditions)
+
+
 class _Copy:
     """A session on a copy of the ops of some plans.
 
@@ -183,8 +188,12 @@ class _Copy:
 
     def look_into(self, run: Run) -> Look:
         """Run a run, updates included, with everything fetched."""
-        before = self.read(run.plan.variables)
-        alive = self._alive(run)
+        plan = run.plan
+        before = self.read(plan.variables)
+        known = self._predicates(run)
+        if known:
+            self.set_variables(before)  # a predicate may stand behind an update
+        alive = [op for op in plan.ops if _holds(plan.places[op], known)]
         wanted = [
             tensor.name
             for op in alive
@@ -192,51 +201,37 @@ class _Copy:
             for tensor in op.outputs
             if kinds.can_fetch(tensor) and tensor.name not in run.given
             if not tensor.dtype._is_ref_dtype and tensor.dtype != dtypes.string
+            if _holds(plan.place_of(tensor), known)
         ]
         fetches = [self._graph.get_tensor_by_name(name) for name in wanted]
-        targets = [self._graph.get_operation_by_name(op.name) for op in run.plan.writes]
+        targets = [self._graph.get_operation_by_name(op.name) for op in plan.writes]
         arrays, _ = self._session.run([fetches, targets], self._given(run))
         values = {**dict(zip(wanted, arrays, strict=True)), **run.given}
-        return Look(run, alive, values, before, self.read(run.plan.variables))
+        return Look(run, alive, values, before, self.read(plan.variables))
 
-    def _alive(self, run: Run) -> list[Any]:
-        """Return the ops that surely run, those of the branches that are taken included.
-
-        Predicates are looked at from the outermost in; a run without the updates tells them.
-        """
-        places, known = run.plan.places, {}
+    def _predicates(self, run: Run) -> dict[str, bool]:
+        """Return the predicates that decide which branches run, found from the outermost in."""
+        plan = run.plan
+        makers = {tensor.name: op for op in plan.ops for tensor in op.outputs}
+        known: dict[str, bool] = {}
+        asked = {
+            predicate
+            for place in plan.places.values()
+            if not place.frame
+            for predicate, _ in place.conditions
+        }
         while True:
-            ready = {
-                predicate
-                for op in run.plan.ops
-                if not places[op].frame
-                for predicate, _ in places[op].conditions
-                if predicate not in known and self._settled(run, predicate, known)
-            }
+            ready = sorted(
+                name
+                for name in asked - known.keys()
+                if name in run.given
+                or (name in makers and _holds(plan.places[makers[name]], known))
+            )
             if not ready:
-                break
-            names = sorted(ready)
-            given = {name: run.given[name] for name in names if name in run.given}
-            names = [name for name in names if name not in given]
-            tensors = [self._graph.get_tensor_by_name(name) for name in names]
-            known.update(given)
-            known.update(zip(names, self._session.run(tensors, self._given(run)), strict=True))
-        return [
-            op
-            for op in run.plan.ops
-            if not places[op].frame
-            and all(bool(known.get(p)) == bool(b) and p in known for p, b in places[op].conditions)
-        ]
-
-    def _settled(self, run: Run, predicate: str, known: Mapping[str, Any]) -> bool:
-        if predicate in run.given:
-            return True
-        op = next((o for o in run.plan.ops if any(t.name == predicate for t in o.outputs)), None)
-        if op is None or run.plan.places[op].frame:
-            return False
-        return all(
-            p in known and bool(known[p]) == bool(b) for p, b in run.plan.places[op].conditions
-        )
+                return known
+            tensors = [self._graph.get_tensor_by_name(name) for name in ready]
+            arrays = self._session.run(tensors, self._given(run))
+            known.update((name, bool(a)) for name, a in zip(ready, arrays, strict=True))
 
     def _given(self, run: Run) -> dict[Any, Any]:
         return {self._graph.get_tensor_by_name(name): array for name, array in run.given.items()}
@@ -284,6 +279,8 @@ def _graph_def(graph: Any, plans: Sequence[Plan], *, keep_devices: bool) -> Any:
         kept = [s for s in node.input if s.lstrip("^").partition(":")[0] not in dropped]
         del node.input[:]
         node.input.extend(kept)
+        # What it stood beside may not have come along; here everything runs in one process.
+        node.attr.pop("_class", None)
         if not keep_devices:
             node.device = ""
     return part

@@ -9,6 +9,7 @@ graph (`session_replay`), its ops are written, and what it handed to the program
 
 from __future__ import annotations
 
+import re
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,8 @@ MAX_REPLAYS = 16
 """Bad runs of a recording that are looked into."""
 
 _Base = tf_session.BaseSession
+_thread = threading.local()  # `busy` while the runs that pass through are ours
+_active: SessionWatch | None = None
 
 
 class SessionWatch:
@@ -57,7 +60,6 @@ class SessionWatch:
         self._recorder = Recorder(session)
         self._filter = SinkFilter(session)
         self._lock = threading.RLock()
-        self._thread = threading.local()
         self._scalars: dict[str, float] = {}
         self._noted: set[str] = set()
         self._original: dict[str, Any] = {}
@@ -90,7 +92,7 @@ class SessionWatch:
             if handle is not None:
                 watch.tell_once("partial_run is not checked: its parts are no step of their own")
                 return run()
-            if getattr(watch._thread, "busy", False):
+            if getattr(_thread, "busy", False):
                 return run()
             return watch.watched(self, targets, fetches, feeds, run)
 
@@ -177,14 +179,14 @@ class SessionWatch:
 
     def _guarded(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call a part of ours: an error of it is a note, and the program goes on."""
-        self._thread.busy = True
+        _thread.busy = True
         try:
             return function(*args)
         except Exception as error:
             self.tell_once(f"watching Session.run failed: {error!r}"[:500], "warning")
             return None
         finally:
-            self._thread.busy = False
+            _thread.busy = False
 
     def _plan_of(
         self, session: Any, targets: Sequence[Any], fetches: Sequence[Any], feeds: Any
@@ -352,8 +354,7 @@ class SessionWatch:
         try:
             return rerun(session, run, earlier, variables)
         except Exception as error:
-            reason = f"the copy of the graph failed: {error}".splitlines()[0][:300]
-            return Rerun(reason=reason)
+            return Rerun(reason=f"the copy of the graph failed: {_told(error)}")
 
     def _record(self, look: Look) -> dict[str, int]:
         return self._recorder.record(
@@ -467,16 +468,23 @@ def install(session: Session) -> Callable[[], None]:
         session: the recording.
 
     Returns:
-        A function that ends it; its ``watch`` attribute is the `SessionWatch`.
+        A function that ends it.
     """
-    watch = SessionWatch(session)
+    global _active
+    watch = _active = SessionWatch(session)
     watch.install()
 
     def uninstall() -> None:
+        global _active
+        _active = None
         watch.uninstall()
 
-    uninstall.watch = watch  # type: ignore[attr-defined]
     return uninstall
+
+
+def take_scalars() -> dict[str, float]:
+    """Return the scalars that the program fetched in the step that ends, by name."""
+    return _active.take_scalars() if _active is not None else {}
 
 
 def _is_sealed(session: Any) -> bool:
@@ -502,6 +510,16 @@ def _reader(session: Any) -> Callable[[Sequence[Any]], list[Any]]:
         return [np.array(a) if own else a for a, own in zip(arrays, shared, strict=True)]
 
     return read
+
+
+def _told(error: Exception) -> str:
+    """Return what an error says in one line; TensorFlow's begin with whole stacks."""
+    text = re.split(r"\n *Original stack trace", str(error))[0]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    plain = [
+        line for line in lines if not line.startswith(("File ", "Graph execution", "Detected"))
+    ]
+    return " ".join(plain[-2:])[:300] or type(error).__name__
 
 
 def _site_of_caller() -> dict[str, Any]:
