@@ -12,6 +12,7 @@ from tracelens_tensorflow import checking, hits, marks, native, tensors
 from tracelens_tensorflow.calls import Call
 from tracelens_tensorflow.frontier import Level
 from tracelens_tensorflow.functions import Calls
+from tracelens_tensorflow.placement import Placement
 from tracelens_tensorflow.recording import Recorder
 from tracelens_tensorflow.replay import Replayer
 from tracelens_tensorflow.sentinel import Sentinel
@@ -42,6 +43,7 @@ class TensorFlowBackend:
         self._recorder = Recorder(session)
         self._replayer = Replayer(session, self._recorder)
         self._sentinel = Sentinel(session, self._replayer)
+        self._placement = Placement(session)
         self._calls = Calls(session, self._builder, self)
         self._install("what graph ops are", _facts_install, session)
         self._install("retraces", _retraces_install, session)
@@ -112,6 +114,7 @@ class TensorFlowBackend:
 
     def before_call(self, call: Call, part: Part) -> None:
         """A function is about to run."""
+        self._placement.before_call(call)
         self._replayer.before_call(call)
 
     def run_instead(self, call: Call, part: Part) -> list[Any] | None:
@@ -127,6 +130,7 @@ class TensorFlowBackend:
         session = self._session
         if session is None:
             return
+        self._placement.after_call(call)
         self._replayer.after_call(call)
         self._sentinel.judge(call, part, flags)
         if part.writes and self._steps:

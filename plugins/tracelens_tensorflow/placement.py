@@ -1,0 +1,212 @@
+"""A finding where an op ran on another device than the program asked for.
+
+TensorFlow places softly: an op whose device does not exist, or has no kernel for it, runs elsewhere
+in silence. The runtime is asked where ops went only at the first call of a function that
+holds an op for which that can happen.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import tensorflow as tf
+from tensorflow.python.eager import context
+from tensorflow.python.framework import kernels
+
+from tracelens.userframes import source_keys
+from tracelens_tensorflow import facts, fdef
+from tracelens_tensorflow.calls import Call
+from tracelens_tensorflow.plans import graph_of_function
+
+if TYPE_CHECKING:
+    from tracelens.session import Session
+
+_MAX_TOLD = 16
+"""Findings of one function: one for each pair of devices."""
+
+
+class Placement:
+    """Looks at where the ops of each function went when it first ran.
+
+    Args:
+        session: the recording.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._seen: set[bytes] = set()
+        self._collecting = False
+
+    def before_call(self, call: Call) -> None:
+        """A function is about to run. Never raises."""
+        name = call.function.name
+        if self._collecting:  # a call before this one failed
+            self.stop()
+        if name in self._seen:
+            return
+        self._seen.add(name)
+        try:
+            if any(_may_move(op) for op in requesting(call.graph)):
+                context.context().enable_graph_collection()
+                self._collecting = True
+        except Exception as error:
+            self._fail(error)
+
+    def after_call(self, call: Call) -> None:
+        """It ran. Never raises."""
+        if not self._collecting:
+            return
+        try:
+            metadata = context.context().export_run_metadata()
+            self.stop()
+            self.judge(call.graph, devices_in(metadata.partition_graphs))
+        except Exception as error:
+            self._fail(error)
+
+    def stop(self) -> None:
+        """Ask the runtime no more."""
+        if self._collecting:
+            self._collecting = False
+            context.context().disable_graph_collection()
+
+    def judge(self, graph: Any, actual: Mapping[str, str]) -> None:
+        """Tell the ops of a graph that went elsewhere.
+
+        Args:
+            graph: a graph; the functions that it calls count too.
+            actual: the device of each op, by its name.
+        """
+        moved: dict[tuple[str, str], list[Any]] = {}
+        for op in requesting(graph):
+            went = actual.get(op.name)
+            if went is not None and differs(op.device, went):
+                moved.setdefault((short(op.device), short(went)), []).append(op)
+        for (asked, went), ops in list(moved.items())[:_MAX_TOLD]:
+            self._tell(asked, went, ops)
+
+    def _fail(self, error: Exception) -> None:
+        self.stop()
+        self._session.note("hook_failed", f"devices were not looked up: {error!r}", "warning")
+
+    def _tell(self, asked: str, went: str, ops: list[Any]) -> None:
+        first = ops[0]
+        more = "" if len(ops) == 1 else f" and {len(ops) - 1} more"
+        reason, advice = _reason(first, went)
+        known = facts.facts_of(first)
+        self._session.report_finding(
+            "placement",
+            f"{first.type}{more} asked for {asked}, ran on {went}: {reason}",
+            severity="warning",
+            advice=advice,
+            requested=asked,
+            device=went,
+            ops=[op.name for op in ops[:32]],
+            n_ops=len(ops),
+            **({} if known.source is None else {"source": source_keys(known.source)}),
+        )
+
+
+def requesting(graph: Any) -> Iterator[Any]:
+    """Yield the ops of a graph, and of the functions it calls, that ask for a device."""
+    waiting, seen = [graph], set()
+    while waiting:
+        graph = waiting.pop()
+        if id(graph) in seen:
+            continue
+        seen.add(id(graph))
+        for op in graph.get_operations():
+            if op.device:
+                yield op
+            for names in fdef.called_by(op).values():
+                waiting += [made for made in _called(graph, names) if made is not None]
+
+
+def _called(graph: Any, names: Iterable[str]) -> Iterator[Any]:
+    for name in names:
+        try:
+            yield graph_of_function(graph, name)
+        except Exception:
+            continue  # its ops are not looked at
+
+
+def devices_in(partition_graphs: Iterable[Any]) -> dict[str, str]:
+    """Return the device of each op of placed graphs, by the name it had in the program's graph."""
+    found: dict[str, str] = {}
+    for partition in partition_graphs:
+        for node in partition.node:
+            names = list(node.experimental_debug_info.original_node_names) or [node.name]
+            for name in names:
+                found.setdefault(name, node.device)
+    return found
+
+
+def differs(asked: str, went: str) -> bool:
+    """Tell whether a device is another than was asked for; what was left open does not count.
+
+    Args:
+        asked: ``"/device:GPU:0"``, perhaps without a number, perhaps with a job and task.
+        went: where it ran, in full.
+    """
+    wanted, got = tf.DeviceSpec.from_string(asked), tf.DeviceSpec.from_string(went)
+    parts = ("job", "replica", "task", "device_type", "device_index")
+    return any(
+        getattr(wanted, part) is not None and getattr(wanted, part) != getattr(got, part)
+        for part in parts
+    )
+
+
+def short(device: str) -> str:
+    """Return a device as the user writes it: ``"GPU:0"``, with the task if it is another's."""
+    spec = tf.DeviceSpec.from_string(device)
+    local = spec.job in (None, "localhost") and not spec.task
+    place = "" if local else f"/job:{spec.job}/task:{spec.task}/"
+    index = "" if spec.device_index is None else f":{spec.device_index}"
+    return f"{place}{spec.device_type or 'any device'}{index}"
+
+
+def _may_move(op: Any) -> bool:
+    """Tell whether an op may run elsewhere than it asks to: for all others it is not looked up."""
+    spec = tf.DeviceSpec.from_string(op.device)
+    if spec.device_type is None:
+        return False
+    if not _exists(spec) or not _has_kernel(op.type, spec.device_type):
+        return True
+    # Ops of a variable go where the variable is.
+    return any(tensor.dtype == tf.resource for tensor in op.inputs)
+
+
+def _exists(spec: Any) -> bool:
+    return any(
+        device.device_type == spec.device_type
+        and spec.device_index in (None, int(device.name.rpartition(":")[2]))
+        for device in tf.config.list_logical_devices()
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def _has_kernel(op_type: str, device_type: str) -> bool:
+    known = kernels.get_registered_kernels_for_op(op_type).kernel
+    return not known or any(kernel.device_type in (device_type, "DEFAULT") for kernel in known)
+
+
+def _reason(op: Any, went: str) -> tuple[str, str]:
+    spec = tf.DeviceSpec.from_string(op.device)
+    if not _exists(spec):
+        devices = ", ".join(short(device.name) for device in tf.config.list_logical_devices())
+        return (
+            f"there is no such device here (there are {devices})",
+            "ask for a device that tf.config.list_logical_devices() lists, or switch off soft "
+            "placement (tf.config.set_soft_device_placement(False)) to get an error instead",
+        )
+    if not _has_kernel(op.type, spec.device_type):
+        return (
+            f"{op.type} has no kernel for a {spec.device_type}",
+            f"leave the op out of the tf.device block: each crossing copies its tensors to and "
+            f"from {went}",
+        )
+    return (
+        "TensorFlow keeps it with a variable or another op that is there",
+        f"make the variable on the device that uses it, or leave the op on {went}",
+    )
