@@ -6,6 +6,7 @@ import functools
 import math
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -164,6 +165,10 @@ class TorchBackend:
             engine.check("loss" if "loss" in name.lower() else "read", [value], [name])
             engine.drain()
         return number
+
+    def muted(self) -> AbstractContextManager[None]:
+        """What this thread does meanwhile is not observed (a person at a debugger's prompt)."""
+        return self._running().muted() if self._engine is not None else nullcontext()
 
     def describe(self) -> dict[str, Any]:
         """Return what `tracelens doctor` shows."""

@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 
 TYPE_CHECKING = False  # as in `typing`, whose import would cost more than all the rest
 if TYPE_CHECKING:
-    from tracelens.api import check, load, step, tap, trace, watch
+    from tracelens.api import breakpoint, check, load, step, tap, trace, watch
     from tracelens.errors import (
         ConfigError,
         NonFiniteError,
@@ -37,6 +37,7 @@ _HOME = {
     "SessionError": "errors",
     "TraceError": "errors",
     "TraceLensError": "errors",
+    "breakpoint": "api",
     "check": "api",
     "load": "api",
     "schedule": "schedules",
@@ -55,6 +56,7 @@ __all__ = [
     "SessionError",
     "TraceError",
     "TraceLensError",
+    "breakpoint",
     "check",
     "load",
     "schedule",

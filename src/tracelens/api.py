@@ -203,6 +203,21 @@ def check(value: Value, name: str = "value") -> Value:
     return value
 
 
+def breakpoint() -> None:
+    """Stop here in the debugger, with the tensor commands on what has been recorded so far.
+
+    It is pdb++ where that is installed, else pdb: `help` lists its commands, and ``lt``, ``pt``,
+    ``oi``, ``why`` … are those of ``docs/commands.md``. With ``TRACELENS=0`` it does nothing.
+
+    Raises:
+        BdbQuit: the user quit.
+    """
+    if enabled():
+        from tracelens.debugger import stop_at
+
+        stop_at(sys._getframe(1))
+
+
 def load(path: str | os.PathLike[str]) -> Trace:
     """Open a recorded trace.
 

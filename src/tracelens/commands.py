@@ -160,7 +160,7 @@ TABLE: tuple[CommandSpec, ...] = (
     ),
     CommandSpec(
         "goto", "Go to an op, a training step, a position, a share of the trace, or a mark.",
-        moves.goto, PLACES, aliases=("g",), key="ctrl+g", asks=True,
+        moves.goto, PLACES, aliases=("g",), key="ctrl+g", asks=True, pdb_name="goto",
         arguments="ID | step N | #N | N% | first | last | MARK",
     ),
     CommandSpec(

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from pathlib import Path
 
 from tracelens.errors import TraceLensError
 
 ENTRY_POINT_GROUP = "tracelens.faces"
+
+
+GO_ON = 64
+"""Exit code of a face shown while a program stands still: let it go on."""
+
+GIVE_UP = 65
+"""Exit code of a face shown while a program stands still: end it."""
 
 
 class FaceError(TraceLensError):
@@ -34,3 +43,23 @@ def load_face(name: str) -> Callable[..., int]:
             ) from error
         return face
     raise FaceError(f"no face called {name!r} is installed: pip install 'tracelens-toolkit[tui]'")
+
+
+def show_paused(path: Path, op_id: int) -> int:
+    """Show the terminal interface while the program that writes the trace stands still.
+
+    A face that takes ``paused`` may let the program go on or end it.
+
+    Args:
+        path: the trace.
+        op_id: the op to start at.
+
+    Returns:
+        ``GO_ON``, ``GIVE_UP``, or anything else to come back to the prompt.
+
+    Raises:
+        FaceError: it is not installed.
+    """
+    face = load_face("tui")
+    more = {"paused": True} if "paused" in inspect.signature(face).parameters else {}
+    return face(str(path), at=op_id if op_id >= 0 else None, **more)

@@ -73,8 +73,12 @@ class Findings:
     def explain(self, op: Op) -> Json | None:
         """Return the finding of an op's non-finite values; ``None`` if it touched none.
 
-        Its outputs count before its inputs.
+        A stored finding that names the op tells more than one made now: where the value went. Else
+        its outputs count before its inputs.
         """
+        stored = next((each for each in self.at(op.op_id) if each.get("path")), None)
+        if stored is not None:
+            return stored
         tensors = [*op.outputs, *op.inputs]
         bad = next((t for t in tensors if t.stats is not None and t.stats.nonfinite), None)
         sink: Json = {"sink": "op", "name": op.name, "op_id": op.op_id, "step": op.step}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 import warnings
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from tracelens.errors import NonFiniteError, NonFiniteWarning
+from tracelens.frames import user_frame
 
 if TYPE_CHECKING:
     from tracelens.session import Session
@@ -18,14 +18,13 @@ _KEPT_STEPS_BEFORE = 1
 _KEPT_MASKED_STEPS = 3
 """Steps kept in flight mode in which a bad value appeared that no sink saw: they name where."""
 
-_NOT_THE_USERS = ("tracelens", "torch", "tensorflow", "keras")
-
 
 class Judge:
     """Collects the sinks of one session and explains each distinct failure once.
 
     Attributes:
         findings: the findings so far, in order, each as ``tracelens why --json`` prints it.
+        standing: a prompt is open: what a person tries there is nobody's failure.
     """
 
     def __init__(self, session: Session) -> None:
@@ -34,6 +33,7 @@ class Judge:
         self._seen: dict[tuple[Any, ...], dict[str, Any]] = {}
         self._announced = 0
         self._masked_steps = 0
+        self.standing = False
         self.findings: list[dict[str, Any]] = []
 
     @property
@@ -43,7 +43,8 @@ class Judge:
 
     def add(self, sink: dict[str, Any]) -> None:
         """Remember a sink that a backend reported."""
-        self._pending.append(sink)
+        if not self.standing:
+            self._pending.append(sink)
 
     def explain(self) -> list[dict[str, Any]]:
         """Explain the waiting sinks; return the new findings, already written to the trace.
@@ -109,8 +110,11 @@ class Judge:
             NonFiniteError: ``nonfinite="raise"`` and there is a new error.
         """
         new = [f for f in self.findings[self._announced :] if f.get("severity") == "error"]
-        self._announced = len(self.findings)
         mode = self._session.config.nonfinite
+        if self.standing or (new and mode == "break" and user_frame() is None):
+            # An engine's thread has no line of the user's to stand at: the next one that has does.
+            return
+        self._announced = len(self.findings)
         if not new or mode == "record":
             return
         if mode == "warn":
@@ -119,26 +123,9 @@ class Judge:
         elif mode == "raise":
             raise NonFiniteError(text(new[0]), new[0])
         else:
-            self._break(new[0])
+            from tracelens.debugger import stop
 
-    def _break(self, finding: dict[str, Any]) -> None:
-        """Open a prompt in the user's frame, at the line that runs now.
-
-        Raises:
-            BdbQuit: the user quit.
-        """
-        import bdb
-        import pdb
-
-        sys.stderr.write(text(finding) + "\n")
-        frame = user_frame()
-        if frame is None:
-            return
-        debugger = pdb.Pdb()
-        debugger.reset()
-        debugger.interaction(frame, None)
-        if debugger.quitting:
-            raise bdb.BdbQuit
+            stop(self._session, new[0], text(new[0]))
 
 
 def text(finding: dict[str, Any]) -> str:
@@ -155,24 +142,13 @@ def one_line(finding: dict[str, Any]) -> str:
     return one_sentence(finding)
 
 
-def user_frame() -> FrameType | None:
-    """Return the innermost frame that is neither TraceLens's nor a framework's."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        root = str(frame.f_globals.get("__name__", "")).partition(".")[0]
-        if not root.startswith(_NOT_THE_USERS) and root != "contextlib":
-            return frame
-        frame = frame.f_back
-    return None
-
-
 def _user_depth() -> int:
     """Return the ``stacklevel`` that makes the caller's warning point at the user's line."""
-    frame: FrameType | None = sys._getframe(1)
+    frame = sys._getframe(1)
     target = user_frame()
     depth = 1
     while frame is not None and frame is not target:
-        frame = frame.f_back
+        frame = frame.f_back  # type: ignore[assignment]
         depth += 1
     return depth
 

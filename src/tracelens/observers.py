@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tracelens import discovery
@@ -107,6 +108,20 @@ class Observers:
             return float(value)
         except Exception:
             return None
+
+    @contextmanager
+    def muted(self) -> Iterator[None]:
+        """What this thread does meanwhile is the debugger's, not the program's.
+
+        A backend may have a method ``muted()`` that returns a context in which it observes nothing
+        of this thread.
+        """
+        with ExitStack() as stack:
+            for backend in self.running:
+                muted = self._ask(backend, "muted") if hasattr(backend, "muted") else None
+                if muted is not None:
+                    stack.enter_context(muted)
+            yield
 
     def _ask(self, backend: Backend, method: str, *args: Any, **kwargs: Any) -> Any:
         try:

@@ -27,6 +27,9 @@ _REMEMBERED_EVENTS = 64
 
 _current: Session | None = None
 
+last_place: tuple[Path, int] | None = None
+"""Path and rank of the last recording that was opened, for a debugger that comes after it."""
+
 
 def current() -> Session | None:
     """Return the session that records in this process, if there is one."""
@@ -74,7 +77,7 @@ class Session:
         Raises:
             SessionError: another session is open, or the trace cannot be written there.
         """
-        global _current
+        global _current, last_place
         if self._state != "new":
             raise SessionError("this session was used before; make a new one with tl.trace(...)")
         if _current is not None:
@@ -84,6 +87,7 @@ class Session:
             )
         self.writer = self._open_writer()
         _current = self
+        last_place = (self.path.absolute(), self.rank)
         self._state = "open"
         self.observers.start()
         self._steps.begin()
@@ -333,6 +337,9 @@ class Session:
             lines.append(f"for the first cause: tracelens why {self.path}")
         elif always and not errors:
             lines.append(f"nothing non-finite found; trace in {self.path}")
+        if always:
+            failed = [n for n in self._recent["note"] if n.get("kind") == "hook_failed"]
+            lines += [f"not everything was observed: {note['message']}" for note in failed[:3]]
         if lines:
             sys.stderr.write("".join(f"tracelens: {line}\n" for line in lines))
 

@@ -56,7 +56,7 @@ def named(context: Context, text: str) -> Named:
                 f"op {op.op_id} has no {side}{slot}: {len(records)} {side}put tensors"
             )
         record = records[slot]
-        return Named(f"{op.name} {side}{slot}", record, _stored_value(context, record.value_id))
+        return Named(f"{op.name} {side}{slot}", record, stored_value(context, record.value_id))
     if context.local is not None:
         values = as_array(context.local(text))
         if values is not None:
@@ -158,7 +158,8 @@ def _bad_lines(values: NDArray[Any]) -> list[str]:
     return [f"{bad.size:,} of {values.size:,} not finite, first at {', '.join(shown)}{rest}"]
 
 
-def _stored_value(context: Context, value_id: int) -> NDArray[Any] | None:
+def stored_value(context: Context, value_id: int) -> NDArray[Any] | None:
+    """Return the stored values of a value id, ``None`` if none are stored."""
     if value_id < 0:
         return None
     reader = context.cursor.reader

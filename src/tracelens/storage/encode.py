@@ -328,6 +328,8 @@ def _nullable(values: NDArray[Any], valid: NDArray[np.bool_]) -> pa.Array:
 def _stat_columns(c: _Columns) -> dict[str, pa.Array]:
     """Statistics; the value columns are NULL where not finite (nothing finite to measure)."""
     counted, full = c["stat_level"] >= 1, c["stat_level"] >= 2
+    # As when a record is decoded: of no finite element there is no smallest.
+    full &= c["nan"] + c["posinf"] + c["neginf"] < c["numel"]
     columns = {
         "numel": _nullable(c["numel"], counted),
         "nan_count": _nullable(c["nan"], counted),
