@@ -18,6 +18,7 @@ HINTS = {
     ":": "command; tab completes, up and down recall",
     "g": "go to: op id, step:3, or 'mark",
     "m": "name of the bookmark",
+    "o": "the trace to compare with",
     "[": "slice: [0, :, 3] or [..., 5:10]; [] is all",
 }
 
