@@ -77,12 +77,13 @@ class Interpreter:
         self._whole = whole
         self._depth = 0
 
-    def run(self, graph: Any, args: Sequence[Any]) -> list[Any]:
+    def run(self, graph: Any, args: Sequence[Any], n_outputs: int | None = None) -> list[Any]:
         """Run a graph.
 
         Args:
             graph: a FuncGraph.
             args: eager tensors for its inputs, captures included.
+            n_outputs: how many of its outputs are wanted, from the first; all by default.
 
         Returns:
             Its outputs, flat.
@@ -91,11 +92,12 @@ class Interpreter:
             NotInterpretable: it cannot be run op by op.
             ValueError: the number of arguments is wrong.
         """
-        if len(args) != len(graph.inputs):
+        # A graph may have been given further captures after a function was made from it.
+        if len(args) > len(graph.inputs) or (len(args) < len(graph.inputs) and not n_outputs):
             raise ValueError(f"the graph takes {len(graph.inputs)} tensors, {len(args)} given")
         with context.eager_mode():
             context.ensure_initialized()
-            return self._run(plan_of(graph), args)
+            return self._run(plan_of(graph, n_outputs), args)
 
     def _run(self, plan: Plan, args: Sequence[Any]) -> list[Any]:
         frame = plan.frame.copy()
@@ -159,11 +161,12 @@ class Interpreter:
         if kind == CONST:
             return [constant_of(op)]
         if kind == WHILE:
-            return self._loop(plan.callee(names[0]), plan.callee(names[1]), op, inputs)
+            body = plan.callee(names[1], instruction.n_outputs)
+            return self._loop(plan.callee(names[0], 1), body, op, inputs)
         if kind == CALL:
             if self._depth >= MAX_DEPTH or (self._whole is not None and self._whole(op)):
                 return call_whole(names[0], inputs, instruction.n_outputs)
-            return self._enter(plan.callee(names[0]), op, inputs, 0)
+            return self._enter(plan.callee(names[0], instruction.n_outputs), op, inputs, 0)
         if kind == IF:
             branch = 0 if _truth(inputs[0]) else 1
         else:
@@ -171,7 +174,8 @@ class Interpreter:
             branch = int(inputs[0]._numpy())
             if not 0 <= branch < len(names):
                 branch = len(names) - 1
-        return self._enter(plan.callee(names[branch]), op, inputs[1:], 0)
+        callee = plan.callee(names[branch], instruction.n_outputs)
+        return self._enter(callee, op, inputs[1:], 0)
 
     def _loop(self, condition: Plan, body: Plan, op: tf.Operation, values: list[Any]) -> list[Any]:
         iteration = 0
@@ -230,8 +234,10 @@ def _truth(tensor: Any) -> bool:
 
 
 def _told(error: Exception, op: tf.Operation) -> Exception:
-    """Return an error of the runtime as the user knows it, with the graph's op."""
+    """Return an error of the runtime with the name of the graph's op."""
     if isinstance(error, core._NotOkStatusException):
-        error.message = f"{error.message} [Op: {op.type}, graph node {op.name}]"
-        return core._status_to_exception(error)
+        error = core._status_to_exception(error)
+    if isinstance(error, tf.errors.OpError):
+        message = f"{error.message} [graph op {op.name} of type {op.type}]"
+        return type(error)(error.node_def, error.op, message)
     return error

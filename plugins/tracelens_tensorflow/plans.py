@@ -90,10 +90,11 @@ class Plan:
         notes: what others have found out about the graph.
     """
 
-    def __init__(self, graph: Any) -> None:
+    def __init__(self, graph: Any, n_outputs: int | None = None) -> None:
         self.graph = graph
         self._version = _version(graph)
-        ops = _needed(graph)
+        wanted = graph.outputs[:n_outputs]
+        ops = _needed(graph, wanted)
         slots: dict[int, int] = {}
         count = 0
         for tensor in graph.inputs:
@@ -107,25 +108,30 @@ class Plan:
                 slots[id(tensor)] = count
                 count += 1
         self.frame: list[Any] = [None] * count
-        self.outputs = tuple(slots[id(tensor)] for tensor in graph.outputs)
+        self.outputs = tuple(slots[id(tensor)] for tensor in wanted)
         self.constants: list[tuple[tf.Operation, Any]] = []
         self.instructions: list[Instruction] = self._compile(ops, slots)
-        self._callees: dict[str, Plan] = {}
+        self._callees: dict[tuple[str, int | None], Plan] = {}
         self.notes: dict[str, Any] = {}
 
     def current(self) -> bool:
-        """Tell whether the graph has no ops that the plan does not know."""
+        """Tell whether the graph has no ops, inputs or outputs that the plan does not know."""
         return _version(self.graph) == self._version
 
-    def callee(self, name: str) -> Plan:
+    def callee(self, name: str, n_outputs: int | None = None) -> Plan:
         """Return the plan of a function that an op of this graph runs.
+
+        Args:
+            name: the function's name.
+            n_outputs: how many outputs are wanted.
 
         Raises:
             NotInterpretable: the function is unknown or cannot be run op by op.
         """
-        plan = self._callees.get(name)
+        plan = self._callees.get((name, n_outputs))
         if plan is None or not plan.current():
-            plan = self._callees[name] = plan_of(graph_of_function(self.graph, name))
+            graph = graph_of_function(self.graph, name)
+            plan = self._callees[name, n_outputs] = plan_of(graph, n_outputs)
         return plan
 
     def _compile(self, ops: list[tf.Operation], slots: dict[int, int]) -> list[Instruction]:
@@ -154,15 +160,25 @@ class Plan:
         return instructions
 
 
-def plan_of(graph: Any) -> Plan:
+def plan_of(graph: Any, n_outputs: int | None = None) -> Plan:
     """Return the plan of a FuncGraph, made anew only if ops were added since.
+
+    Args:
+        graph: the graph.
+        n_outputs: how many of its outputs are wanted. A graph is given further outputs when its
+            gradient is made, which the functions made from it before do not have.
 
     Raises:
         NotInterpretable: it holds control flow of TensorFlow 1 or reference variables.
     """
-    plan = getattr(graph, "_tracelens_plan", None)
+    plans = getattr(graph, "_tracelens_plans", None)
+    if plans is None:
+        plans = graph._tracelens_plans = {}
+    if n_outputs is not None and n_outputs >= len(graph.outputs):
+        n_outputs = None
+    plan = plans.get(n_outputs)
     if plan is None or not plan.current():
-        plan = graph._tracelens_plan = Plan(graph)
+        plan = plans[n_outputs] = Plan(graph, n_outputs)
     return plan
 
 
@@ -239,10 +255,10 @@ def _instruction(
     )  # fmt: skip
 
 
-def _needed(graph: Any) -> list[tf.Operation]:
+def _needed(graph: Any, outputs: Iterable[tf.Tensor]) -> list[tf.Operation]:
     """Return the ops that the runtime would run, producers first."""
     ops = graph.get_operations()
-    roots = [tensor.op for tensor in graph.outputs]
+    roots = [tensor.op for tensor in outputs]
     roots += graph.control_outputs
     roots += [op for op in ops if op.op_def.is_stateful and op.type not in _PURE_STATEFUL]
     seen = {id(op) for op in roots}
@@ -287,8 +303,8 @@ def _size(tensor: Any) -> int:
     return int(tensor.shape.num_elements() or 0) * max(tensor.dtype.size or 0, 1)
 
 
-def _version(graph: Any) -> int:
-    return int(graph.num_operations())
+def _version(graph: Any) -> tuple[int, int, int]:
+    return graph.num_operations(), len(graph.inputs), len(graph.outputs)
 
 
 def _shape(value: Any) -> Any:

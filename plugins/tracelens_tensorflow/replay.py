@@ -215,12 +215,11 @@ class Replayer:
         effects = self._of(call).effects
         assert effects is not None
         if effects.repeatable:
-            n_outputs = len(call.graph.outputs)
-            call_whole(call.function.name.decode(), call.args, n_outputs)
+            call_whole(call.function.name.decode(), call.args, _n_outputs(call))
             return
         overrides = _given(call, effects, outcome)
         Interpreter(None, overrides, skip=frozenset(effects.skip), whole=_may_be_whole).run(
-            call.graph, call.args
+            call.graph, call.args, _n_outputs(call)
         )
 
     def _record(
@@ -236,7 +235,7 @@ class Replayer:
         tracer.begin(call.graph, call.args)
         overrides = _given(call, effects, outcome)
         interpreter = Interpreter(tracer.on_op, overrides, skip=frozenset(effects.skip))
-        results = interpreter.run(call.graph, call.args)
+        results = interpreter.run(call.graph, call.args, _n_outputs(call))
         outcome.ran = True
         outcome.n_ops = tracer.n_ops
         return results, tracer
@@ -284,6 +283,10 @@ def _variables(graph: Any) -> list[Any]:
     return [v for v in found if hasattr(getattr(v, "handle", None), "_id")]
 
 
+def _n_outputs(call: Call) -> int:
+    return len(call.function.function_type.flat_outputs)
+
+
 def _survey(call: Call) -> _Known:
     try:
         effects = effects_of(call.graph)
@@ -303,7 +306,7 @@ def _given(call: Call, effects: Effects, outcome: Outcome) -> dict[Any, Any]:
     """Return the kept outputs of ops that a second run must not compute."""
     kept = {
         op: functools.partial(next, iter(call.kept[op]), None)
-        for op in effects.keep
+        for op in (*effects.keep, *effects.lost)
         if op in call.kept
     }
     for remark in remarks_on(effects, kept):

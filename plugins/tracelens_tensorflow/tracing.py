@@ -66,7 +66,7 @@ class Tracer:
             args: its arguments, recorded as the step's input.
         """
         self._recorder.register_data([arg for arg in args if tensors.is_float(arg)])
-        for placeholder, arg in zip(graph.inputs, args, strict=True):
+        for placeholder, arg in zip(graph.inputs, args, strict=False):
             if tensors.is_bad(arg):
                 self._bad.add(arg._id)
             for _, key in self._wanted.get(id(placeholder.op), ()):
