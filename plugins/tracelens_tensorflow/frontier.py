@@ -13,6 +13,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from tracelens_tensorflow import optables
+from tracelens_tensorflow.fusion import hidden_by_fusion
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -84,6 +85,7 @@ def _add_frontier(
         for place, tensor in enumerate(op.inputs):
             readers.setdefault(id(tensor), []).append((op, place))
     needed: set[int] = set()
+    fused = hidden_by_fusion(ops)
     # A reader stands after the op it reads from, so its own need is known only once it was met:
     # producers are walked first and hand the need on to the reader that shows their values.
     for op in ops:
@@ -91,6 +93,10 @@ def _add_frontier(
         for tensor in op.outputs:
             key = id(tensor)
             if key in chosen or not (creates or key in needed) or not checkable(tensor):
+                continue
+            if key in fused:
+                # A check would be a second reader, undo the fusion, and change what is computed.
+                needed.add(id(fused[key]))
                 continue
             shown = _shown_by(readers.get(key, ()), chosen)
             if shown is None:
