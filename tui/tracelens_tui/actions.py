@@ -52,6 +52,7 @@ def _finding_here(context: Context) -> dict[str, Any] | None:
 class Actions(App[int]):
     """Actions of the keys in ``keymap.TUI_KEYS``."""
 
+    paused: bool
     model: TraceModel | None
     navigator: Navigator | None
 
@@ -320,6 +321,27 @@ class Actions(App[int]):
             screen.minimize()
         elif screen.focused is not None:
             screen.maximize(screen.focused, container=False)
+
+    def action_program(self, code: int) -> None:
+        """Let the program that stands still go on, or end it; both leave this face."""
+        if self.paused:
+            self.exit(code)
+        else:
+            self.say("no program is paused here")
+
+    async def action_debug(self) -> None:
+        """Go to the debugger's prompt at this op, in this terminal, and come back."""
+        if self.navigator is None:
+            self.say("open a trace first")
+        elif self.paused:
+            self.exit(0)
+        elif self.is_web or self.is_headless:
+            self.say("the prompt needs a terminal: tracelens debug", severity="warning")
+        else:
+            with self.suspend():
+                move = await self.navigator.talk()
+            self.refresh(layout=True)
+            await self.arrived(move)
 
     def action_copy(self) -> None:
         """Copy the current op as text, and how to get at it in Python."""

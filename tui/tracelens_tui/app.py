@@ -45,6 +45,7 @@ class TraceLensApp(Actions, Live, App[int]):
         at: int | None = None,
         pages: ReaderThread | None = None,
         opening: Future[Opening] | None = None,
+        paused: bool = False,
     ) -> None:
         """Prepare; nothing is read from here.
 
@@ -54,6 +55,7 @@ class TraceLensApp(Actions, Live, App[int]):
             at: the id of the op to start at.
             pages: a reader that was started while Textual was being imported.
             opening: what that reader was asked first.
+            paused: the program that writes the trace stands still and waits for us.
         """
         super().__init__()
         for theme in THEMES:
@@ -62,6 +64,7 @@ class TraceLensApp(Actions, Live, App[int]):
         self.directory = directory or (path.parent if path else Path.cwd())
         self.model: TraceModel | None = None
         self.navigator: Navigator | None = None
+        self.paused = paused
         self._path = path
         self._at = at
         self._pages = pages
@@ -200,26 +203,29 @@ def view(
     path: str | None = None,
     *,
     at: int | None = None,
-    directory: str | None = None,
-    live: bool = False,
     serve: str | None = None,
+    paused: bool = False,
 ) -> int:
     """Open the terminal interface and return the exit code (the face of ``tracelens view``).
 
     Args:
-        path: the trace; the runs under ``directory`` are listed if ``None``.
+        path: the trace, or a directory of runs; the current directory's runs if ``None``.
         at: id of the op to start at.
-        directory: where to look for runs; the current directory by default.
-        live: follow the trace from the start, even if it does not exist yet.
         serve: ``HOST:PORT`` to show it at in a browser instead.
+        paused: the program that writes the trace stands still: it may be let go on
+            (``faces.GO_ON``) or ended (``faces.GIVE_UP``).
 
     Raises:
         TraceError: the trace cannot be opened.
     """
+    if serve is not None:
+        try:
+            from tracelens_tui.serve import serve as serve_at
+        except ImportError as error:
+            raise TraceLensError(
+                f"{error.name} is not installed: pip install 'tracelens-toolkit[serve]'"
+            ) from error
+        return serve_at(path, at=at, address=serve)
     from tracelens_tui.start import start
 
-    if serve is not None:
-        from tracelens_tui.serve import serve as serve_at
-
-        return serve_at(path, at=at, address=serve)
-    return start(path, at=at, directory=directory, live=live)
+    return start(path, at=at, paused=paused)

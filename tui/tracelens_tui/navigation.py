@@ -136,6 +136,18 @@ class Navigator:
 
         return await self.ask(run)
 
+    async def talk(self) -> Move:
+        """Hold a conversation at the prompt, in the work thread, until the user leaves it."""
+        from tracelens.prompt import converse
+
+        def run(context: Context) -> Move:
+            context.cursor.progress = None
+            converse(context, color=True)
+            context.cursor.progress = self._progress
+            return _told(context, Answer(moved=True))
+
+        return await self.ask(run)
+
     async def match(self, direction: int) -> Move | None:
         """Go to the next or previous op that the search matches; ``None`` without a search."""
         condition = self.search

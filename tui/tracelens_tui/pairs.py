@@ -99,7 +99,8 @@ class Block:
 def blocks_of(left: Steps, right: Steps) -> list[Block]:
     """Align two traces by step; a step that only one has stands alone."""
     places = [
-        dict(zip(s.numbers, zip(s.starts, s.starts[1:]), strict=False)) for s in (left, right)
+        {step: (trace.starts[at], trace.starts[at + 1]) for at, step in enumerate(trace.numbers)}
+        for trace in (left, right)
     ]
     blocks: list[Block] = []
     row = 0

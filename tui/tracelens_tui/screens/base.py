@@ -68,7 +68,8 @@ class TraceScreen(Screen[None]):
 
     def refresh_status(self, note: str = "") -> None:
         """Draw the status line anew."""
-        self.query_one(Status).show(self.tracelens.model, note)
+        app = self.tracelens
+        self.query_one(Status).show(app.model, note, paused=app.paused)
 
     def moved(self) -> None:
         """The current op is another one."""

@@ -27,8 +27,8 @@ class Status(Static):
 
     DEFAULT_CSS = "Status { height: 1; background: $panel; color: $foreground; padding: 0 1; }"
 
-    def show(self, model: TraceModel | None, note: str = "") -> None:
-        """Draw the line."""
+    def show(self, model: TraceModel | None, note: str = "", *, paused: bool = False) -> None:
+        """Draw the line; ``paused``: the program that writes the trace stands still."""
         text = Text(no_wrap=True, overflow="ellipsis")
         text.append("tracelens", "bold")
         if model is None:
@@ -48,7 +48,9 @@ class Status(Static):
             text.append(f"  ✖ {errors} finding{'s' if errors > 1 else ''}", "bold")
         elif story.hits:
             text.append(f"  {count(story.hits)} non-finite, all masked")
-        if model.state == "live":
+        if paused:
+            text.append("  ‖ PROGRAM PAUSED: ^r goes on, ^x ends it, q to the prompt", "bold")
+        elif model.state == "live":
             text.append("  ● LIVE" if model.following else "  ‖ live, paused", "bold")
         elif model.state not in ("closed", ""):
             text.append(f"  {_STATE_GLYPHS.get(model.state, '!')} {model.state}")
