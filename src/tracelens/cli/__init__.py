@@ -16,7 +16,20 @@ from tracelens import __version__
 from tracelens.cli._command import Command
 from tracelens.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, TraceLensError
 
-VERBS = ("run", "why", "view", "debug", "summary", "query", "verify", "repair", "export", "doctor")
+VERBS = (
+    "run",
+    "why",
+    "view",
+    "debug",
+    "summary",
+    "query",
+    "verify",
+    "repair",
+    "export",
+    "stacks",
+    "attach",
+    "doctor",
+)
 
 _DESCRIPTION = "Find the first cause of a NaN or Inf, and see what every op of a program did."
 _EPILOG = """\
