@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _PRODUCTS = frozenset(("MatMul", "Conv2D", "DepthwiseConv2dNative"))
 _BETWEEN = frozenset(("BiasAdd", "Add", "AddV2", "FusedBatchNorm", "FusedBatchNormV2",
                       "FusedBatchNormV3"))  # fmt: skip
-_CLIPS = frozenset(("Relu", "Relu6"))
+CLIPS = frozenset(("Relu", "Relu6"))
 """Measured: the fused kernels of these drop NaN; those of Elu, LeakyRelu, Tanh keep it."""
 
 _LONGEST = 4
@@ -46,7 +46,7 @@ class Pattern:
 def patterns(ops: Iterable[tf.Operation]) -> Iterator[Pattern]:
     """Yield the patterns among the ops of a graph."""
     for op in ops:
-        if op.type in _CLIPS:
+        if op.type in CLIPS:
             found = _pattern(op)
             if found is not None:
                 yield found
@@ -87,7 +87,7 @@ def _around(op: Any) -> Iterator[Pattern]:
     """Yield the pattern that an op is part of."""
     at = op
     for _ in range(_LONGEST):
-        if at.type in _CLIPS:
+        if at.type in CLIPS:
             found = _pattern(at)
             if found is not None and any(each is op for each in found.ops):
                 yield found

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tracelens.events import NO_ID, OpFlag
-from tracelens_tensorflow import tensors
+from tracelens_tensorflow import fdef, tensors
 from tracelens_tensorflow.compare import Comparison, compare
 from tracelens_tensorflow.effects import Effects, effects_of, remarks_on
 from tracelens_tensorflow.interpreter import Interpreter, NotInterpretable, call_whole
@@ -93,6 +93,7 @@ class _Known:
     effects: Effects | None
     reason: str
     written: tuple[int, ...] = ()
+    read: tuple[int, ...] = ()
     data: tuple[int, ...] = ()
 
 
@@ -121,9 +122,10 @@ class Replayer:
         if known.effects is None:
             return
         args = call.args
-        self.history.before(
-            call, [args[place] for place in known.written], [args[place] for place in known.data]
+        written, read, data = (
+            [args[place] for place in places] for places in (known.written, known.read, known.data)
         )
+        self.history.before(call, written, read, data)
 
     def after_call(self, call: Call) -> None:
         """It ran, or raised."""
@@ -238,6 +240,8 @@ class Replayer:
         results = interpreter.run(call.graph, call.args, _n_outputs(call))
         outcome.ran = True
         outcome.n_ops = tracer.n_ops
+        if not fdef.is_true(call.function.cached_definition.attr, "_XlaMustCompile"):
+            outcome.remarks += tracer.remarks
         return results, tracer
 
     def _see(
@@ -294,12 +298,14 @@ def _survey(call: Call) -> _Known:
         reason = str(error) if isinstance(error, NotInterpretable) else repr(error)
         return _Known(None, reason)
     written = tuple(place for place in sorted(effects.writes) if place < len(call.args))
+    only_read = effects.reads - effects.writes
+    read = tuple(place for place in sorted(only_read) if place < len(call.args))
     data = tuple(
         place
         for place, tensor in enumerate(call.args)
         if tensor._datatype_enum() not in (tensors.RESOURCE, tensors.VARIANT)
     )
-    return _Known(effects, "", written, data)
+    return _Known(effects, "", written, read, data)
 
 
 def _given(call: Call, effects: Effects, outcome: Outcome) -> dict[Any, Any]:

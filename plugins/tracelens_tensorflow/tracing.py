@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tracelens.events import NO_ID
 from tracelens_tensorflow import optables, tensors
+from tracelens_tensorflow.fusion import CLIPS, remarks
 
 if TYPE_CHECKING:
     from tracelens_tensorflow.recording import Recorder
@@ -27,6 +28,9 @@ MAX_OPS = 12_000
 """Ops of a replay: with all their tensors measured they fill most of a flight ring of 131,072
 records, and what is recorded after them would overwrite the first cause."""
 
+MAX_REMARKS = 4
+"""Fused kernels that are told: each takes a sentence of the report."""
+
 
 class Tracer:
     """Listens to an interpreter and writes what a first cause is found in.
@@ -43,12 +47,14 @@ class Tracer:
         values: by ``id`` of a wanted graph tensor: its eager tensor, the first bad one of a loop.
         value_ids: likewise its value id.
         n_ops: ops that ran.
+        remarks: where the first run, in fused kernels, did not see what this one sees.
     """
 
     def __init__(self, recorder: Recorder, wanted: Mapping[int, Any]) -> None:
         self.values: dict[int, Any] = {}
         self.value_ids: dict[int, int] = {}
         self.n_ops = 0
+        self.remarks: list[str] = []
         self._recorder = recorder
         self._wanted: dict[int, list[tuple[int, int]]] = defaultdict(list)
         for key, tensor in wanted.items():
@@ -92,9 +98,15 @@ class Tracer:
             recorder.graph_op(op, inputs, outputs, bad=bool(bad))
         else:
             recorder.pass_on(inputs, outputs, source if bad else None)
+        if bad and op.type in CLIPS:
+            self._remark(remarks(op.graph, op))
         for place, key in self._wanted.get(id(op), ()):
             if place < len(outputs):
                 self._note(key, outputs[place], outputs[place]._id in self._bad)
+
+    def _remark(self, text: str | None) -> None:
+        if text is not None and text not in self.remarks and len(self.remarks) < MAX_REMARKS:
+            self.remarks.append(text)
 
     def _worth(self, key: int, bad: bool, handed_on: bool) -> bool:
         counts = self._runs[key]
