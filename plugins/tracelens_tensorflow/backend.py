@@ -8,18 +8,24 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
-from tracelens_tensorflow import checking, hits, marks, native, tensors
+from tracelens.discovery import ImportWatcher
+from tracelens_tensorflow import checking, hits, layers, marks, native, snapshots, tensors
 from tracelens_tensorflow.calls import Call
 from tracelens_tensorflow.frontier import Level
 from tracelens_tensorflow.functions import Calls
+from tracelens_tensorflow.keras_hooks import KerasWatch
 from tracelens_tensorflow.placement import Placement
 from tracelens_tensorflow.recording import Recorder
 from tracelens_tensorflow.replay import Replayer
+from tracelens_tensorflow.scaling import ScalingWatch
 from tracelens_tensorflow.sentinel import Sentinel
 from tracelens_tensorflow.twin import Builder, Part
 
 if TYPE_CHECKING:
     from tracelens.session import Session
+
+
+_KERAS = ("keras", "tf_keras")
 
 
 class TensorFlowBackend:
@@ -31,7 +37,6 @@ class TensorFlowBackend:
         self._uninstall: list[Callable[[], None]] = []
         self._failed: set[str] = set()
         self._session: Session | None = None
-        self._steps = True
 
     def start(self, session: Session) -> None:
         """Begin to observe.
@@ -45,11 +50,16 @@ class TensorFlowBackend:
         self._sentinel = Sentinel(session, self._replayer)
         self._placement = Placement(session)
         self._calls = Calls(session, self._builder, self)
+        self._keras = KerasWatch(session)
+        self._scaling = self._sentinel.scaling = ScalingWatch(session)
         self._install("what graph ops are", _facts_install, session)
         self._install("retraces", _retraces_install, session)
         self._install("sessions", _sessions_install, session)
         self._install("tapes", marks.install, self._tape_asked, self._tape_failed)
         self._install("functions", self._calls.install)
+        self._install("variables", snapshots.install, self._replayer.history.dirty)
+        self._install("imports", self._watch_imports)
+        self._keras_imported()
 
     def stop(self) -> None:
         """Stop observing and leave TensorFlow as it was found."""
@@ -69,12 +79,12 @@ class TensorFlowBackend:
         """A step begins."""
         self._sentinel.hits = 0
 
-    def end_step(self, step: int) -> dict[str, float]:
-        """A step ended. Returns its counters, and the scalars a TF1 session fetched."""
+    def end_step(self, step: int) -> dict[str, Any]:
+        """A step ended. Returns its counters, and the scalars that Keras or a session gave."""
         from tracelens_tensorflow import sessions
 
         counters = {"hits": self._sentinel.hits} if self._sentinel.hits else {}
-        return {**counters, **sessions.take_scalars()}
+        return {**counters, **self._keras.scalars(), **sessions.take_scalars()}
 
     def step_failed(self, error: BaseException) -> None:
         """An exception of the program leaves the step."""
@@ -133,7 +143,7 @@ class TensorFlowBackend:
         self._placement.after_call(call)
         self._replayer.after_call(call)
         self._sentinel.judge(call, part, flags)
-        if part.writes and self._steps:
+        if part.writes and not self._keras.in_step:
             session.auto_step()
 
     def _tape_asked(self, sinks: list[marks.Sink]) -> None:
@@ -150,6 +160,17 @@ class TensorFlowBackend:
         self._fail("looking at a tape failed", error)
 
     # Inside
+
+    def _watch_imports(self) -> Callable[[], None]:
+        """Keras may be imported later."""
+        watcher = ImportWatcher(_KERAS, lambda name: self._keras_imported())
+        watcher.install()
+        return watcher.remove
+
+    def _keras_imported(self) -> None:
+        self._install("loss scaling", self._scaling.install)
+        self._install("Keras", self._keras.install)
+        self._install("layers", layers.install)
 
     def _builder(self) -> Builder:
         """Return what makes twins: not before a function is called.

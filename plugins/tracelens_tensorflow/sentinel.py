@@ -7,7 +7,7 @@ again without harm are looked into more and more seldom.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,16 +20,13 @@ if TYPE_CHECKING:
     from tracelens.session import Session
     from tracelens_tensorflow.calls import Call
     from tracelens_tensorflow.replay import Outcome, Replayer
+    from tracelens_tensorflow.scaling import ScalingWatch
 
 MAX_REPLAYS = 16
 """Replays of failures in one session: more of them tell nothing new and cost time each."""
 
-
-class Scaling(Protocol):
-    """Knows which calls scale their loss."""
-
-    def handled(self, call: Call, part: Part, outcome: Outcome, sinks: Sequence[Slot]) -> bool:
-        """Tell whether an overflow is one that the scaler expected and skipped."""
+MAX_OVERFLOWS = 4
+"""Overflows of a scaled loss that are replayed to see whether they are what they seem."""
 
 
 class Sentinel:
@@ -46,12 +43,13 @@ class Sentinel:
 
     def __init__(self, session: Session, replayer: Replayer) -> None:
         self.hits = 0
-        self.scaling: Scaling | None = None
+        self.scaling: ScalingWatch | None = None
         self._session = session
         self._replayer = replayer
         self._sinks = SinkFilter(session)
         self._checks: native.Checks | None = None
         self._replays = 0
+        self._overflows = 0
         self._poisoned: set[bytes] = set()
 
     def use_ops(self) -> None:
@@ -79,8 +77,11 @@ class Sentinel:
                 tripped += [part.vector[place] for place in np.flatnonzero(~np.isfinite(sums))]
         if tripped:
             self._tripped(call, part, [slots[number] for number in dict.fromkeys(tripped)])
-        elif self._poisoned:
+            return
+        if self._poisoned:
             self._poisoned.discard(call.function.name)
+        if self._overflows and self.scaling is not None:
+            self.scaling.went_well(part)
 
     def report(self, sinks: list[dict[str, Any]]) -> None:
         """Report sinks that were seen outside of traced functions."""
@@ -96,12 +97,19 @@ class Sentinel:
             return
         if name in self._poisoned:
             return  # What the last bad update left behind: told already.
-        if self._replays >= MAX_REPLAYS:
-            return
-        self._replays += 1
-        outcome = self._replayer.replay(call, named_sinks(part))
-        if self.scaling is not None and self.scaling.handled(call, part, outcome, sinks):
-            return
+        scaler = self.scaling.skipped(part, sinks) if self.scaling is not None else None
+        outcome = None
+        if scaler is not None:
+            self._overflows += 1
+            if self._overflows <= MAX_OVERFLOWS:
+                outcome = self._replayer.replay(call, named_sinks(part))
+            if self.scaling is None or self.scaling.handled(scaler, call, outcome):
+                return
+        if outcome is None:
+            if self._replays >= MAX_REPLAYS:
+                return
+            self._replays += 1
+            outcome = self._replayer.replay(call, named_sinks(part))
         if call.writes:
             self._poisoned.add(name)
         self._report(call, sinks, outcome)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import Any
 
 import tensorflow as tf
 
-_names: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+_names: dict[int, str] = {}
+"""By ``_id`` of a variable's handle, which is never used again."""
+
+_MAX_NAMES = 1 << 16
 
 
 def name_variables(variables: Any) -> None:
@@ -19,16 +21,14 @@ def name_variables(variables: Any) -> None:
     for variable in variables:
         value = getattr(variable, "value", None)
         path = getattr(variable, "path", "")
-        if path and isinstance(value, tf.Variable):
-            _names[value] = path
+        handle = getattr(value, "handle", None) if isinstance(value, tf.Variable) else None
+        if path and hasattr(handle, "_id") and len(_names) < _MAX_NAMES:
+            _names[handle._id] = path
 
 
 def name_of(variable: Any) -> str:
     """Return the name of a variable, as the program knows it."""
-    try:
-        known = _names.get(variable)
-    except TypeError:
-        known = None
+    known = _names.get(getattr(getattr(variable, "handle", None), "_id", -1))
     return known or str(getattr(variable, "path", "") or variable.name).removesuffix(":0")
 
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.amp.grad_scaler import GradScaler, OptState
 
+from tracelens.born import nan_born
 from tracelens_torch import rerun
-from tracelens_torch.born import nan_born
 from tracelens_torch.nonfinite import is_nonfinite
 
 if TYPE_CHECKING:

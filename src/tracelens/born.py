@@ -1,4 +1,7 @@
-"""Ask the flight recorder whether a step made a NaN out of finite values."""
+"""Ask the flight recorder whether a step made a NaN out of finite values.
+
+Plugins ask it about overflows of a scaled loss, which are normal, to tell them from failures.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from tracelens.events import OpFlag, RecordKind
 if TYPE_CHECKING:
     from tracelens.session import Session
 
-_ACCUMULATING = ("mm", "bmm", "conv", "sum", "mean", "dot", "einsum", "linear", "norm")
+_ACCUMULATING = ("mm", "mat_mul", "conv", "sum", "mean", "dot", "einsum", "linear", "norm")
 """Ops whose partial sums may overflow to both infinities, which makes a NaN by overflow alone."""
 
 
@@ -24,6 +27,7 @@ def nan_born(session: Session, step: int) -> str:
         step: the step to look at.
     """
     from tracelens.analysis.live import RingOps
+    from tracelens.analysis.names import canonical
 
     records = session.writer.committed()
     mine = records[records["step"] == step]
@@ -38,7 +42,7 @@ def nan_born(session: Session, step: int) -> str:
     source = RingOps(mine, session.writer.strings)
     for op_id in suspects["op_id"]:
         op = source.op(int(op_id))
-        if op is None or any(part in op.name for part in _ACCUMULATING):
+        if op is None or any(part in canonical(op.name) for part in _ACCUMULATING):
             continue
         known = [tensor.stats for tensor in op.inputs if tensor.stats is not None]
         if known and all(stats.nonfinite == 0 for stats in known):
