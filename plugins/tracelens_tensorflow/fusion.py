@@ -35,7 +35,7 @@ class Pattern:
     @property
     def inner(self) -> tuple[tf.Tensor, ...]:
         """The tensors that exist no more once the ops are one kernel."""
-        return tuple(op.outputs[0] for op in self.ops[:-1])
+        return tuple(tensor for op in self.ops[:-1] for tensor in op.outputs)
 
     @property
     def output(self) -> tf.Tensor:
