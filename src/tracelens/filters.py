@@ -49,15 +49,11 @@ from tracelens.predicates import (
 )
 from tracelens.storage.chunks import Chunk
 from tracelens.storage.opchunk import OpChunk
+from tracelens.tokens import Token, tokens
 
 _MAX_CHARACTERS = 2_000
 _MAX_DEPTH = 40
 
-_TOKEN = re.compile(
-    r"""(?P<space>\s+) | (?P<paren>[()]) | (?P<operator>>=|<=|==|!=|!~|>|<|=|~)
-    | (?P<text>"[^"]*"|'[^']*') | (?P<word>[^\s()<>=!~"']+) | (?P<other>.)""",
-    re.VERBOSE,
-)
 _LINE = re.compile(r"(?P<file>[^:]+):(?P<low>\d+)(?:-(?P<high>\d+))?")
 _FILE = re.compile(r".*\.(?:py|ipynb|pyx)")
 _UNITS = {"ns": 1.0, "us": 1e3, "ms": 1e6, "s": 1e9}
@@ -149,13 +145,6 @@ def compile(text: str, findings: Iterable[int] = ()) -> Filter:
     return Filter(text.strip(), _Parser(text, frozenset(findings)).parse())
 
 
-@dataclass(frozen=True, slots=True)
-class _Token:
-    kind: str
-    text: str
-    column: int
-
-
 class _Parser:
     """Recursive descent over the tokens of one expression."""
 
@@ -163,11 +152,7 @@ class _Parser:
         self._text = text
         self._findings = findings
         self._depth = 0
-        self._tokens = [
-            _Token(match.lastgroup or "", match.group(), match.start())
-            for match in _TOKEN.finditer(text)
-            if match.lastgroup != "space"
-        ]
+        self._tokens = list(tokens(text))
         self._at = 0
 
     def parse(self) -> Node:
@@ -222,7 +207,7 @@ class _Parser:
             return self._pattern(token.text[1:-1])
         return self._word(token)
 
-    def _comparison(self, field: _Token, comparison: _Token) -> Node:
+    def _comparison(self, field: Token, comparison: Token) -> Node:
         value = self._peek()
         if value is None or value.kind not in ("word", "text"):
             self._fail(f"a value is missing after {comparison.text}", self._column())
@@ -244,7 +229,7 @@ class _Parser:
             self._fail(f"{text!r} is not a number", value.column)
         return Number(field.text, comparison.text, number)
 
-    def _text_comparison(self, field: _Token, comparison: _Token, text: str, value: _Token) -> Node:
+    def _text_comparison(self, field: Token, comparison: Token, text: str, value: Token) -> Node:
         if comparison.text in ("~", "!~"):
             pattern = self._regex(text, value.column)
             return Text(_TEXTS[field.text], pattern, False, comparison.text == "!~")
@@ -253,7 +238,7 @@ class _Parser:
         node = _match(field.text, text)
         return Not(node) if comparison.text == "!=" else node
 
-    def _word(self, token: _Token) -> Node:
+    def _word(self, token: Token) -> Node:
         text = token.text
         if text.startswith("@"):
             return self._named(token)
@@ -280,7 +265,7 @@ class _Parser:
             return _match("op", text)
         return Or((_match("op", text), _match("module", text)))
 
-    def _named(self, token: _Token) -> Node:
+    def _named(self, token: Token) -> Node:
         name = token.text[1:].lower()
         hit = Flag(int(OpFlag.HIT))
         # The counts are of the first output; a hit without any is in another one.
@@ -322,7 +307,7 @@ class _Parser:
         except (re.error, RecursionError, OverflowError) as error:
             self._fail(f"not a regular expression: {error}", column)
 
-    def _peek(self) -> _Token | None:
+    def _peek(self) -> Token | None:
         return self._tokens[self._at] if self._at < len(self._tokens) else None
 
     def _take(self, text: str) -> bool:
