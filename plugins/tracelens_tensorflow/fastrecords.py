@@ -1,0 +1,193 @@
+"""Writes the records of eager ops whose outputs are fine, for a third of the general price.
+
+Most ops make nothing bad and are looked at once: their record is written straight into the ring.
+Everything else (a hit and its details, ops that hand on a value) goes to the `Recorder`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from tracelens import stats
+from tracelens.events import NO_ID, OpFlag, RecordKind
+from tracelens.oprecords import thread_id, value_of
+from tracelens_tensorflow import tensors
+from tracelens_tensorflow.tensors import FLOATS, RESOURCE, VARIANT, array_of
+
+if TYPE_CHECKING:
+    from tracelens.session import Session
+    from tracelens_tensorflow.recording import Recorder
+
+_NO_NUMBERS = (0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, 0, 0, -1)
+_MAX_LAYOUTS = 1 << 16
+_INPLACE, _CHECKED = int(OpFlag.INPLACE), int(OpFlag.CHECKED)  # enums add a microsecond each
+_VIEW = int(OpFlag.VIEW | OpFlag.HARMLESS)
+_OP, _STAT, _INPUTS = int(RecordKind.OP), int(RecordKind.STAT), int(RecordKind.INPUTS)
+
+
+class FastRecords:
+    """Writes ops that ran eagerly.
+
+    Args:
+        session: the recording.
+        recorder: knows which value a tensor holds; writes what is not simple.
+
+    Attributes:
+        full: measure every output and write layouts.
+        ops: ops written.
+        hits: those with a bad output.
+    """
+
+    def __init__(self, session: Session, recorder: Recorder) -> None:
+        self._session = session
+        self._recorder = recorder
+        self._writer = session.writer
+        self._layouts: dict[Any, int] = {}
+        self._reader = tensors.TensorFlowTensors()
+        self.full = session.config.capture != "guard"
+        self.ops = 0
+        self.hits = 0
+
+    def now_ns(self) -> int:
+        """Return the time since the trace's epoch."""
+        return time.monotonic_ns() - self._writer.epoch_monotonic_ns
+
+    def op(
+        self, kind: str, site: int, phase: int, inputs: Sequence[Any], outputs: Sequence[Any], *,
+        flags: int = 0, fwd_op_id: int = NO_ID, start_ns: int = 0, duration_ns: int = -1,
+        written: Any = None,
+    ) -> tuple[int, bool]:  # fmt: skip
+        """Write an op.
+
+        Args:
+            kind: its type.
+            site: interned site.
+            phase: ``Phase`` code.
+            inputs: its eager inputs.
+            outputs: its eager outputs; of an op that writes a variable, its handle.
+            flags: further ``OpFlag`` bits.
+            fwd_op_id: of a backward op, its forward op.
+            start_ns: since the trace's epoch.
+            duration_ns: -1 if it was not measured.
+            written: of an op that writes a variable, what the variable holds now.
+
+        Returns:
+            The op's id, and whether an output is bad.
+        """
+        self.ops += 1
+        seen = outputs if written is None else (written,)
+        found = [_looked_at(tensor, self.full) for tensor in seen]
+        if any(one is not None and one[0] for one in found):
+            self.hits += 1
+            op_id = self._recorder.op(
+                kind, site, phase, inputs, outputs if written is None else outputs[1:], flags=flags,
+                fwd_op_id=fwd_op_id, bad=True, start_ns=start_ns, duration_ns=duration_ns,
+            )  # fmt: skip
+            return op_id, True
+        recorder, writer = self._recorder, self._writer
+        ids = [recorder.value_id(tensor) for tensor in inputs]
+        op_id = writer.reserve_op_id()
+        for slot, tensor in enumerate(outputs):
+            recorder.adopt(tensor, value_of(op_id, slot))
+        if written is not None:
+            flags |= _INPLACE
+        first = found[0][1] if found and found[0] is not None else None
+        n_in, tid, step = len(ids), thread_id(), self._session.current_step
+        four = (*ids, NO_ID, NO_ID, NO_ID, NO_ID)[:4]
+        writer.write(
+            writer.reserve(), _OP, phase, flags | _CHECKED | recorder.flags, tid,
+            site, self._layout(inputs, seen) if self.full else 0, op_id, step, NO_ID, fwd_op_id,
+            start_ns, duration_ns, *four, min(n_in, 255), min(len(outputs), 255),
+            2 if first is not None else 0, 0, *(first or _NO_NUMBERS),
+            value_of(op_id, 0) if outputs else NO_ID,
+        )  # fmt: skip
+        for at in range(4, n_in, 4):
+            rest = (*ids[at : at + 4], NO_ID, NO_ID, NO_ID)[:4]
+            writer.write(
+                writer.reserve(), _INPUTS, 0, 0, tid, 0, 0, op_id, step, NO_ID, NO_ID,
+                start_ns, -1, *rest, min(at, 255), 0, 0, 0, *_NO_NUMBERS, NO_ID,
+            )  # fmt: skip
+        for slot in range(1, len(found)):
+            one = found[slot]
+            if one is not None and one[1] is not None:
+                writer.write(
+                    writer.reserve(), _STAT, phase, 0, tid, site,
+                    self._interned("tensor", self._reader.layout_of(seen[slot])), op_id, step,
+                    NO_ID, NO_ID, start_ns, -1, NO_ID, NO_ID, NO_ID, NO_ID, 0,
+                    min(slot, 255), 2, 0, *one[1], value_of(op_id, slot),
+                )  # fmt: skip
+        return op_id, False
+
+    def view(
+        self, kind: str, site: int, phase: int, inputs: Sequence[Any], outputs: Sequence[Any], *,
+        start_ns: int = 0, duration_ns: int = -1,
+    ) -> int:  # fmt: skip
+        """Let an op's outputs hold the value of its first input; write it if all is recorded."""
+        self._recorder.pass_on(inputs, outputs, inputs[0] if inputs else None)
+        if not self.full:
+            return NO_ID
+        writer = self._writer
+        op_id = writer.reserve_op_id()
+        value_id = self._recorder.value_id(inputs[0]) if inputs else NO_ID
+        writer.write(
+            writer.reserve(), _OP, phase, _VIEW, thread_id(),
+            site, self._layout(inputs[:1], outputs[:1]), op_id, self._session.current_step, NO_ID,
+            NO_ID, start_ns, duration_ns, value_id, NO_ID, NO_ID, NO_ID, 1, 1, 0, 0,
+            *_NO_NUMBERS, value_id,
+        )  # fmt: skip
+        return op_id
+
+    def _layout(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+        key = (tuple(map(_shape, inputs)), tuple(map(_shape, outputs)))
+        number = self._layouts.get(key)
+        if number is None:
+            layout_of = self._reader.layout_of
+            value = {"in": [*map(layout_of, inputs)], "out": [*map(layout_of, outputs)]}
+            number = self._remember(key, int(self._writer.intern("layout", value)))
+        return number
+
+    def _interned(self, kind: str, value: Any) -> int:
+        key = (kind, repr(value))
+        number = self._layouts.get(key)
+        return number or self._remember(key, int(self._writer.intern(kind, value)))
+
+    def _remember(self, key: Any, number: int) -> int:
+        if len(self._layouts) >= _MAX_LAYOUTS:
+            self._layouts.clear()
+        self._layouts[key] = number
+        return number
+
+
+def _shape(tensor: Any) -> Any:
+    kind = tensor._datatype_enum()
+    return (kind, tensor._id) if kind in (RESOURCE, VARIANT) else (kind, tensor._shape_tuple())
+
+
+def _looked_at(tensor: Any, full: bool) -> tuple[bool, Any] | None:
+    """Return whether a tensor is bad, and its numbers as a record holds them if asked for."""
+    if tensor._datatype_enum() not in FLOATS:
+        return None
+    array = array_of(tensor)
+    if array is None:
+        return None
+    if not full:
+        return stats.check(array) == 1, None
+    if stats.native is not None:
+        raw = stats.native.stats(array)
+        if raw is None:
+            return None
+        numel, nan, posinf, neginf, zero, finite, vmin, vmax, mean, std, l2 = raw
+        if finite < numel:
+            return True, None
+        return False, (vmin, vmax, mean, std, l2, numel, nan, posinf, neginf, zero)
+    found = stats.measure(array)
+    if found is None:
+        return None
+    if found.nonfinite:
+        return True, None
+    return False, (
+        found.vmin or 0.0, found.vmax or 0.0, found.mean or 0.0, found.std or 0.0,
+        found.l2 or 0.0, found.numel, 0, 0, 0, -1 if found.zero is None else found.zero,
+    )  # fmt: skip
