@@ -12,7 +12,6 @@ from tracelens_tensorflow.marks import Sink, marks_of
 from tracelens_tensorflow.variables import name_of, variables_of
 
 _BACKWARD = "__backward_"
-_NOT_MADE_HERE = frozenset("Placeholder Const ReadVariableOp VarHandleOp".split())
 
 
 def sinks_of(graph: Any, editor: Editor, top: bool) -> dict[int, Sink]:
@@ -43,7 +42,7 @@ def _add_written(graph: Any, editor: Editor, sinks: dict[int, Sink]) -> None:
         variable = variables.get(id(op.inputs[0]))
         name = name_of(variable) if variable is not None else op.inputs[0].op.name
         for tensor in optables.written_values(op):
-            if id(tensor) not in sinks and tensor.op.type not in _NOT_MADE_HERE:
+            if id(tensor) not in sinks and tensor.op.type != "Const":
                 sinks[id(tensor)] = (tensor, "parameter", name)
 
 
@@ -55,7 +54,7 @@ def _add_outputs(graph: Any, editor: Editor, sinks: dict[int, Sink]) -> None:
     # A function that a tape watches returns what its backward needs besides.
     asked = len(names) if names and not backward else count
     for place, tensor in enumerate(graph.outputs[:count]):
-        if place >= asked or tensor.op.type in _NOT_MADE_HERE or id(tensor) in sinks:
+        if place >= asked or tensor.op.type == "Const" or id(tensor) in sinks:
             continue
         if backward:
             sinks[id(tensor)] = (tensor, "gradient", f"input {place}")
