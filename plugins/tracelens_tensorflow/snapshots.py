@@ -19,8 +19,6 @@ from tensorflow.python.ops import resource_variable_ops
 
 from tracelens_tensorflow.tensors import read_variable, variable_dtype, write_variable
 
-BaseResourceVariable = resource_variable_ops.BaseResourceVariable
-
 COST_SHARE = 0.01
 """The share of the program's time that snapshots may take."""
 
@@ -123,6 +121,7 @@ class History:
         self.values: Values | None = None
         self.dropped = ""
         self._handles: dict[int, Any] = {}
+        self._read: dict[int, Any] = {}
         self._dirty: dict[int, Any] = {}
         self._size_bytes = 0
         self._cost_ns = 0.0
@@ -132,14 +131,18 @@ class History:
         self._latest: Entry | None = None
         self._unfinished = False
 
-    def before(self, call: Any, written: Iterable[Any], data: Iterable[Any]) -> None:
+    def before(
+        self, call: Any, written: Iterable[Any], read: Iterable[Any], data: Iterable[Any]
+    ) -> None:
         """A call is about to be made.
 
         Args:
             call: the call.
             written: handles of the variables that it writes.
+            read: handles of those that it only reads.
             data: the arguments that hold values.
         """
+        self._read.update((handle._id, handle) for handle in read)
         new = [handle for handle in written if handle._id not in self._handles]
         for handle in new:
             self._handles[handle._id] = handle
@@ -198,8 +201,12 @@ class History:
 
     def dirty(self, handle: Any) -> None:
         """Something other than a call writes a variable."""
-        if handle._id in self._handles:
-            self._dirty[handle._id] = handle
+        key = handle._id
+        if key in self._handles:
+            self._dirty[key] = handle
+        elif key in self._read:
+            self._handles[key] = handle
+            self.restart()  # The snapshot does not have what it held before.
 
     def restart(self) -> None:
         """Take a new snapshot before the next call."""
@@ -211,6 +218,7 @@ class History:
         """Let go of everything."""
         self.restart()
         self._handles.clear()
+        self._read.clear()
         self._dirty.clear()
 
     @property
@@ -264,8 +272,10 @@ def install(dirty: Callable[[Any], None]) -> Callable[[], None]:
         A function that takes the hooks off.
     """
     undo: list[Callable[[], None]] = []
-    for name in ("assign", "assign_add", "assign_sub"):
-        undo.append(_wrap(BaseResourceVariable, name, lambda variable: variable.handle, dirty))
+    for owner in _with_subclasses(resource_variable_ops.BaseResourceVariable):
+        for name in ("assign", "assign_add", "assign_sub"):
+            if name in vars(owner):
+                undo.append(_wrap(owner, name, lambda variable: variable.handle, dirty))
     undo.append(
         _wrap(
             resource_variable_ops, "shape_safe_assign_variable_handle", lambda handle: handle, dirty
@@ -277,6 +287,10 @@ def install(dirty: Callable[[Any], None]) -> Callable[[], None]:
             each()
 
     return uninstall
+
+
+def _with_subclasses(owner: type) -> list[type]:
+    return [owner, *(each for sub in owner.__subclasses__() for each in _with_subclasses(sub))]
 
 
 def _wrap(

@@ -134,7 +134,7 @@ EXACT = [
 
 
 @pytest.mark.parametrize("function", EXACT, ids=lambda f: f.__name__)
-def test_a_graph_run_op_by_op_gives_the_same_bits(function: Any) -> None:
+def test_a_graph_run_op_by_op_gives_the_same_values(function: Any) -> None:
     x = tf.constant(np.random.default_rng(3).normal(size=(4, 3)).astype("float32"))
     found, expected = arrays(interpreted(function, x)), called(function, x)
     assert len(found) == len(expected)
