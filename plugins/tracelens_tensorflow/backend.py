@@ -25,7 +25,15 @@ if TYPE_CHECKING:
     from tracelens.session import Session
 
 
-_KERAS = ("keras", "tf_keras")
+_KERAS = (
+    "keras",
+    "tf_keras",
+    # Keras imports TensorFlow: where the program imports Keras first, this plugin starts in the
+    # middle of that import, and Keras itself comes no more. Its parts do.
+    "keras.src.layers.layer",
+    "keras.src.optimizers.loss_scale_optimizer",
+    "keras.src.backend.tensorflow.trainer",
+)
 
 
 class TensorFlowBackend:
