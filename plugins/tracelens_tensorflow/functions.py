@@ -17,6 +17,7 @@ from tensorflow.python.eager.polymorphic_function import atomic_function
 from tracelens.errors import NonFiniteError
 from tracelens_tensorflow.calls import Call
 from tracelens_tensorflow.fdef import PREFIX
+from tracelens_tensorflow.staging import take
 from tracelens_tensorflow.twin import CHECK_OP, Builder, Part
 
 if TYPE_CHECKING:
@@ -123,6 +124,8 @@ class Calls:
         try:
             outputs = twin.run(call.args, count + bool(part.vector) + len(part.kept))
         except Exception as error:
+            for area in part.staged:
+                take(area)
             if not _is_ours(error):
                 raise
             # Nothing has run: the runtime found no way to run the twin.
@@ -130,8 +133,11 @@ class Calls:
             part.function = None
             part.vector.clear()
             part.kept.clear()
+            part.staged.clear()
             return self._original(call.function, *call.args), None
         flags = outputs[count] if part.vector else None
+        for area in part.staged:
+            call.kept[area.op] = take(area)
         if part.kept:
             _keep(call, part, outputs[count + bool(part.vector) :])
         return outputs[:count], flags

@@ -27,6 +27,7 @@ from tracelens_tensorflow import effects, fdef, optables
 from tracelens_tensorflow.fdef import FLAGS, PREFIX, Editor
 from tracelens_tensorflow.frontier import Level, Place, choose
 from tracelens_tensorflow.slots import slots
+from tracelens_tensorflow.staging import Area, stage
 from tracelens_tensorflow.variables import variables_of
 
 CHECK_OP = "TraceLensCheck"
@@ -83,6 +84,7 @@ class Part:
         vector: numbers of the checks in its vector of sums.
         kept: outputs that it returns besides, for a replay: op, reference, dtype. An op has as
             many entries in a row as it has outputs, again for each time that it is called.
+        staged: where the outputs of ops in loops and branches are left for a replay.
         writes: it writes a trainable variable, or calls a function that does.
         checks: how many tensors are looked at, called functions included.
         sinks: numbers of the checks that look at sinks, called functions included.
@@ -93,6 +95,7 @@ class Part:
     function: TwinFunction | None = None
     vector: list[int] = field(default_factory=list)
     kept: list[tuple[tf.Operation, str, tf.DType]] = field(default_factory=list)
+    staged: list[Area] = field(default_factory=list)
     writes: bool = False
     checks: int = 0
     sinks: list[int] = field(default_factory=list)
@@ -164,12 +167,14 @@ class Builder:
         part = Part(function, where.xla or fdef.is_true(editor.definition.attr, _XLA))
         top, where = where.top, replace(where, xla=part.xla, top=False)
         live = editor.live_ops()
-        kept = {id(op) for op in effects.ops_to_keep(graph)} if where.keeping else set()
+        kept = {id(op) for op in effects.ops_to_keep(graph)}
         vectors: list[str] = []
         called: set[str] = set()
         for op in live:
             if fdef.called_by(op) and self._call(editor, op, part, where, vectors):
                 called.add(op.name)
+            elif id(op) in kept and not part.xla and not where.keeping:
+                part.staged.append(stage(editor, op))
             elif id(op) in kept and not part.xla:
                 part.kept += [(op, editor.ref(t), t.dtype) for t in op.outputs]
         sinks = self._sinks_of(graph, editor, top)
@@ -188,7 +193,7 @@ class Builder:
             editor.add_output(FLAGS, editor.accumulated(flags) if where.loop else flags, tf.float32)
         for _, ref, dtype in part.kept:
             editor.add_output(f"{PREFIX}kept", ref, dtype)
-        if places or called or part.kept:
+        if places or called or part.kept or part.staged:
             part.function = self._register(editor, function)
         return part
 
@@ -229,6 +234,7 @@ class Builder:
             part.checks += twin.checks
             part.sinks += twin.sinks
             part.vector += twin.vector
+            part.staged += twin.staged
         if size and op.type in optables.LOOPS:
             vectors.append(editor.add_loop_value(node, size))
             fdef.set_called(node, "cond", 0, self._condition(names["cond"][0]))
