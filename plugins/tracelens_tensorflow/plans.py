@@ -7,6 +7,8 @@ reads and writes, and those that nothing reads afterwards, so that memory stays 
 
 from __future__ import annotations
 
+import heapq
+import re
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -40,6 +42,8 @@ _PURE_STATEFUL = frozenset(
      "ParameterizedTruncatedNormal", "RandomGammaGrad", "StatelessWhile", "StatelessIf"}
 )  # fmt: skip
 """Stateful ops that change nothing anybody could see if their output is not used."""
+
+_GRADIENT = re.compile(r"(^|/)gradient(s|_tape)(_\d+)?/")
 
 MAX_CONSTANT_BYTES = 64 << 20
 """Constants of a plan that are kept ready; larger ones are made anew for each run."""
@@ -286,14 +290,18 @@ def _sorted(ops: list[tf.Operation]) -> list[tf.Operation]:
         for producer in producers:
             after[producer].append(index)
     waiting = [len(producers) for producers in before]
-    ready = [index for index, count in enumerate(waiting) if not count]
+    # A gradient waits for every forward op that can run, so that causes come before echoes.
+    late = [_GRADIENT.search(op.name) is not None for op in ops]
+    ready = [(late[index], index) for index, count in enumerate(waiting) if not count]
+    heapq.heapify(ready)
     order = []
-    for index in ready:
+    while ready:
+        _, index = heapq.heappop(ready)
         order.append(ops[index])
         for consumer in after[index]:
             waiting[consumer] -= 1
             if not waiting[consumer]:
-                ready.append(consumer)
+                heapq.heappush(ready, (late[consumer], consumer))
     if len(order) < len(ops):
         raise NotInterpretable("the graph has a cycle, as loops of TF1 do")
     return order

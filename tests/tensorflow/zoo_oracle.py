@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from keras.src import backend as keras_backend
 from tensorflow.python.autograph.impl import api as autograph
 from tensorflow.python.client.session import BaseSession
 from tensorflow.python.framework import op_callbacks, ops
@@ -151,7 +152,10 @@ class Eager:
             if name == "backprop.py" and code.co_name == "_gradient_function" and not line:
                 told = frame.f_locals
                 known = [self.writer.get(id(t), -1) for t in told["outputs"] or () if t is not None]
-                key = (tf.compat.as_str(told["op_name"]), tuple(id(t) for t in told["inputs"] or ()))
+                key = (
+                    tf.compat.as_str(told["op_name"]),
+                    tuple(id(t) for t in told["inputs"] or ()),
+                )
                 at = max([*known, self.forward.get(key, -1)])
                 forward = self.seen[at] if at >= 0 else None
             if name == "imperative_grad.py" and phase == "forward":
@@ -189,6 +193,8 @@ class Eager:
                 if tensor.dtype == tf.resource:
                     held = self.seen[writer].outputs[:1] if writer >= 0 else []
                     op.inputs += [(counts, writer) for counts in held]
+                elif tensor.dtype == tf.variant:  # an optional: what was put into it comes out
+                    op.inputs += self.seen[writer].inputs if writer >= 0 else []
                 else:
                     op.inputs.append((measure(tensor), writer))
         op.outputs = [measure(tensor) for tensor in outputs or ()]
@@ -240,7 +246,9 @@ def read(handle: Any, inputs: Any) -> Any:
     types = [t.dtype for t in inputs if t.dtype.is_floating]
     if not types:
         return None
-    return resource_variable_ops.gen_resource_variable_ops.read_variable_op(handle, types[0]).numpy()
+    return resource_variable_ops.gen_resource_variable_ops.read_variable_op(
+        handle, types[0]
+    ).numpy()
 
 
 @contextmanager
@@ -297,6 +305,7 @@ def watched() -> Iterator[Eager]:
             (tf.GradientTape, "gradient", gradient),
             (autograph, "tf_convert", lambda _: lambda function, *_, **__: function),
             (ops._EagerTensorBase, "_numpy", to_numpy),
+            (keras_backend, "convert_to_numpy", to_numpy),  # reads without ``_numpy``
             (tf.keras.optimizers.Optimizer, "apply_gradients", apply),
             (tf.keras.optimizers.LossScaleOptimizer, "__init__", scaler),
         ):
