@@ -16,7 +16,7 @@ def help_lines(topic: str, width: int = 100) -> list[str]:
     Raises:
         CommandError: there is no such command.
     """
-    if topic in ("filter", "expressions", "spec"):
+    if topic == "expressions":
         return [*_expressions(), "", "quantities:", *_quantities()]
     if topic:
         spec = find(topic)
@@ -29,7 +29,11 @@ def help_lines(topic: str, width: int = 100) -> list[str]:
         for spec in specs:
             if spec.only != "tui":
                 lines.append(f"  {' '.join((spec.name, *spec.aliases)):28} {spec.help}"[:width])
-    return [*lines, "", "An empty line repeats a move. `help COMMAND` and `help filter` tell more."]
+    return [
+        *lines,
+        "",
+        "An empty line repeats a move. `help COMMAND` and `help expressions` tell more.",
+    ]
 
 
 def page() -> str:

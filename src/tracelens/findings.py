@@ -6,6 +6,8 @@ from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING, Any
 
 from tracelens.analysis import cause, describe
+from tracelens.analysis.names import display
+from tracelens.analysis.verdict import is_finding
 from tracelens.diagnosis import RankOps, diagnose
 from tracelens.events import NO_ID, STRUCTURAL, Op, OpFlag
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 
+_SHOWN = ("first_cause", "sink", "path", "data", "loss", "hidden_by", "exact", "doubts")
 _CONTEXT_STEPS = 4
 """Steps before an op whose losses and events an explanation may look at."""
 
@@ -39,11 +42,11 @@ class Findings:
     def all(self) -> list[Json]:
         """Return the findings, in order."""
         if self._all is None:
-            found = self._reader.findings(self._rank)
+            stored = self._reader.findings(self._rank)
+            found = [e for e in stored if e.get("verdict") == STRUCTURAL or is_finding(e)]
             if all(each.get("verdict") == STRUCTURAL for each in found):
                 # A killed run explains itself now; what no sink saw is told as masked.
-                told = diagnose(self._reader)["findings"]
-                found += [each for each in told if each.get("rank", self._rank) == self._rank]
+                found += self._explained_now()
             self._all = found
             places = {place for each in found for place in places_of(each) if place >= 0}
             self._places = sorted(places)
@@ -70,6 +73,15 @@ class Findings:
         """Return the findings that name an op."""
         return [each for each in self.all() if op_id in places_of(each)]
 
+    def _explained_now(self) -> list[Json]:
+        """Return the findings of ``why``; the first one whole, of the others what is shown."""
+        told = diagnose(self._reader)
+        found: list[Json] = told["findings"]
+        if found:
+            shown = {key: told.get(key) for key in _SHOWN}
+            found = [{**found[0], "verdict": told["verdict"], **shown}, *found[1:]]
+        return [each for each in found if (each.get("rank") or 0) == self._rank]
+
     def explain(self, op: Op) -> Json | None:
         """Return the finding of an op's non-finite values; ``None`` if it touched none.
 
@@ -81,7 +93,8 @@ class Findings:
             return stored
         tensors = [*op.outputs, *op.inputs]
         bad = next((t for t in tensors if t.stats is not None and t.stats.nonfinite), None)
-        sink: Json = {"sink": "op", "name": op.name, "op_id": op.op_id, "step": op.step}
+        name = f"of {display(op.name)}"
+        sink: Json = {"sink": "output", "name": name, "op_id": op.op_id, "step": op.step}
         if bad is not None and bad.stats is not None:
             sink["value_id"] = bad.value_id
             sink["shape"] = bad.shape

@@ -59,7 +59,8 @@ def record_step(trace: TraceBuilder, step: int, *, bad: bool = False) -> int:
 def finding(op_id: int, step: int) -> dict[str, object]:
     return {
         "rule": "log-of-negative", "severity": "error", "verdict": "non-finite", "step": step,
-        "rank": 0, "message": "NaN first made by log", "first_cause": {"op_id": op_id},
+        "rank": 0, "message": "NaN first made by log",
+        "first_cause": {"op": "aten::log", "op_id": op_id},
         "sink": {"sink": "loss", "op_id": op_id + 3},
     }  # fmt: skip
 

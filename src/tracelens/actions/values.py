@@ -52,9 +52,8 @@ def named(context: Context, text: str) -> Named:
         slot = int(found[3] or 0)
         records = op.inputs if side == "in" else op.outputs
         if slot >= len(records):
-            raise CommandError(
-                f"op {op.op_id} has no {side}{slot}: {len(records)} {side}put tensors"
-            )
+            known = f"it has {len(records)} {side}puts"
+            raise CommandError(f"op {op.op_id} has no {side}{slot}: {known}")
         record = records[slot]
         return Named(f"{op.name} {side}{slot}", record, stored_value(context, record.value_id))
     if context.local is not None:

@@ -47,7 +47,7 @@ def verdict(
     """
     all_events = list(events)
     known = Context.of_events(all_events)
-    found = [dict(event) for event in all_events if _is_finding(event)]
+    found = [dict(event) for event in all_events if is_finding(event)]
     sinks = [event for event in all_events if event.get("t") == "sink"]
     if not any(each.get("severity") == "error" for each in found):
         found += _explain_sinks(source, sinks or list(_implied_sinks(source, known)), known)
@@ -77,7 +77,7 @@ def verdict(
     }
 
 
-def _is_finding(event: Event) -> bool:
+def is_finding(event: Event) -> bool:
     """Tell whether an event is a finding about values that can be shown."""
     first = event.get("first_cause")
     frames = [event.get("source"), first.get("source") if isinstance(first, Mapping) else None]

@@ -14,7 +14,7 @@ from tracelens.errors import EXIT_USAGE
 class Debug(Command):
     """Step through a recorded run at a prompt, forwards and backwards.
 
-    `help` lists the commands, `help filter` what `break` and `find` take. Lines can also come
+    `help` lists the commands, `help expressions` what `break` and `find` take. Lines can also come
     from stdin or from -c; then one that is refused ends the run with exit code 2.
     """
 
