@@ -21,7 +21,7 @@ from tracelens_tui.palette import CommandPalette
 from tracelens_tui.rows import OpRows
 from tracelens_tui.screens.base import TraceScreen
 from tracelens_tui.screens.registry import SCREEN_NAMES, make_screen
-from tracelens_tui.themes import DARK, THEMES
+from tracelens_tui.themes import DARK, THEMES, extra_variables
 from tracelens_tui.worker import ReaderThread
 
 if TYPE_CHECKING:
@@ -75,6 +75,11 @@ class TraceLensApp(Actions, Live, App[int]):
         """The rows of the op table."""
         assert self.model is not None and self.model.rows is not None
         return self.model.rows
+
+    def get_css_variables(self) -> dict[str, str]:
+        """Return the theme's colours and ours."""
+        known = super().get_css_variables()
+        return {**known, **extra_variables(self.current_theme, known)}
 
     async def on_mount(self) -> None:
         """Open what was asked for."""

@@ -79,7 +79,8 @@ def look_into(run: Run) -> Run:
                 framework=", ".join(sorted({shard.framework for shard in shards})),
             )
     except TraceLensError as error:
-        return replace(run, state="unreadable", size_bytes=size, problem=str(error))
+        problem = str(error).removeprefix(f"{run.path}: ").removeprefix(f"{run.path} ")
+        return replace(run, state="unreadable", size_bytes=size, problem=problem)
 
 
 def age(changed_unix_s: float) -> str:

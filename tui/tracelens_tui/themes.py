@@ -6,6 +6,7 @@ every state has a glyph of its own besides.
 
 from __future__ import annotations
 
+from textual.color import Color
 from textual.theme import Theme
 
 _ORANGE, _SKY, _GREEN = "#E69F00", "#56B4E9", "#009E73"
@@ -45,3 +46,26 @@ THEMES = (DARK, LIGHT)
 
 CYCLE = ("tracelens-dark", "tracelens-light", "ansi-dark", "ansi-light")
 """What the theme command goes through."""
+
+
+def extra_variables(theme: Theme, known: dict[str, str]) -> dict[str, str]:
+    """Return the colours that the style sheets use beyond Textual's own.
+
+    Args:
+        theme: the current theme.
+        known: its variables.
+
+    Returns:
+        ``quiet`` for text that stands back, ``rule`` for lines between panes, ``here`` for the
+        background of a cursor line without focus; plain colours, since a strip of text cannot be
+        translucent.
+    """
+    if theme.ansi:
+        return {"quiet": "ansi_bright_black", "rule": "ansi_bright_black", "here": "ansi_default"}
+    background = Color.parse(known["background"])
+    foreground = Color.parse(known["foreground"])
+    return {
+        "quiet": background.blend(foreground, 0.62).hex,
+        "rule": background.blend(foreground, 0.28).hex,
+        "here": background.blend(foreground, 0.16).hex,
+    }

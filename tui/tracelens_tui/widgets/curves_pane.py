@@ -28,10 +28,10 @@ class CurvesPane(Widget, can_focus=True):
     DEFAULT_CSS = """
     CurvesPane { background: $background; }
     CurvesPane > .curves--bar { color: $primary; }
-    CurvesPane > .curves--cursor { background: $surface-lighten-3; color: $text-accent;
+    CurvesPane > .curves--cursor { background: $rule; color: $text-accent;
         text-style: bold; }
     CurvesPane > .curves--bad { color: $text-error; text-style: bold; }
-    CurvesPane > .curves--muted { color: $text-muted; }
+    CurvesPane > .curves--muted { color: $quiet; }
     """
     COMPONENT_CLASSES: ClassVar[set[str]] = {
         f"curves--{name}" for name in "bar cursor bad muted".split()

@@ -28,7 +28,7 @@ class Heatmap(Widget, can_focus=True):
     DEFAULT_CSS = """
     Heatmap { background: $background; height: 1fr; }
     Heatmap > .heatmap--bad { color: $text-error; text-style: bold; }
-    Heatmap > .heatmap--scale { color: $text-muted; }
+    Heatmap > .heatmap--scale { color: $quiet; }
     """
     COMPONENT_CLASSES: ClassVar[set[str]] = {"heatmap--bad", "heatmap--scale"}
     HELP = """Each half block is one element, or the mean of several. `✖` marks a cell with a NaN,

@@ -21,7 +21,7 @@ class Histogram(Widget):
     DEFAULT_CSS = """
     Histogram { background: $background; height: 7; }
     Histogram > .histogram--bar { color: $primary; }
-    Histogram > .histogram--axis { color: $text-muted; }
+    Histogram > .histogram--axis { color: $quiet; }
     """
     COMPONENT_CLASSES: ClassVar[set[str]] = {"histogram--bar", "histogram--axis"}
 

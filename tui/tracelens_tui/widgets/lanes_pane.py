@@ -31,8 +31,8 @@ class LanesPane(Widget, can_focus=True):
     LanesPane > .lanes--optimizer { color: $success; }
     LanesPane > .lanes--other { color: $secondary; }
     LanesPane > .lanes--bad { color: $text-error; text-style: bold; }
-    LanesPane > .lanes--muted { color: $text-muted; }
-    LanesPane > .lanes--cursor { background: $surface-lighten-3; text-style: bold; }
+    LanesPane > .lanes--muted { color: $quiet; }
+    LanesPane > .lanes--cursor { background: $rule; text-style: bold; }
     """
     COMPONENT_CLASSES: ClassVar[set[str]] = {
         f"lanes--{name}" for name in "forward backward optimizer other bad muted cursor".split()

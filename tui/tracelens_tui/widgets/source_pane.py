@@ -24,14 +24,14 @@ class SourcePane(ScrollView, can_focus=True):
 
     DEFAULT_CSS = """
     SourcePane { background: $background; overflow-x: hidden; scrollbar-size-vertical: 1; }
-    SourcePane > .source--line { background: $surface-lighten-2; text-style: bold; }
-    SourcePane > .source--gutter, SourcePane > .source--comment { color: $text-muted; }
+    SourcePane > .source--line { background: $here; text-style: bold; }
+    SourcePane > .source--gutter, SourcePane > .source--comment { color: $quiet; }
     SourcePane > .source--keyword { color: $text-accent; }
     SourcePane > .source--string { color: $text-success; }
     SourcePane > .source--number { color: $text-warning; }
     SourcePane > .source--name { color: $text-primary; }
     SourcePane > .source--error { color: $text-error; text-style: bold; }
-    SourcePane > .source--note { color: $text-muted; }
+    SourcePane > .source--note { color: $quiet; }
     """
     COMPONENT_CLASSES: ClassVar[set[str]] = {
         f"source--{name}"

@@ -65,7 +65,10 @@ class Status(Static):
 class Tabs(Static):
     """The screens, the current one highlighted."""
 
-    DEFAULT_CSS = "Tabs { height: 1; background: $panel; color: $text-muted; padding: 0 1; }"
+    DEFAULT_CSS = """
+    Tabs { height: 1; background: $panel; color: $quiet; padding: 0 1; link-style: none;
+        link-color: $quiet; link-background: $panel; link-style-hover: bold; }
+    """
 
     def __init__(self, current: str) -> None:
         text = Text(no_wrap=True)

@@ -25,7 +25,7 @@ class ValueGrid(Widget, can_focus=True):
 
     DEFAULT_CSS = """
     ValueGrid { background: $background; height: 1fr; }
-    ValueGrid > .values--head { color: $text-muted; }
+    ValueGrid > .values--head { color: $quiet; }
     ValueGrid > .values--bad { color: $text-error; text-style: bold; }
     ValueGrid > .values--cursor { background: $block-cursor-background;
         color: $block-cursor-foreground; text-style: bold; }

@@ -63,14 +63,14 @@ class VirtualTable(ScrollView, can_focus=True):
     DEFAULT_CSS = """
     VirtualTable { background: $background; color: $foreground; overflow-x: hidden;
         scrollbar-size-vertical: 1; }
-    VirtualTable > .virtual-table--heading { color: $text-muted; text-style: bold; }
-    VirtualTable > .virtual-table--cursor { background: $surface-lighten-2; }
+    VirtualTable > .virtual-table--heading { color: $quiet; text-style: bold; }
+    VirtualTable > .virtual-table--cursor { background: $here; }
     VirtualTable:focus > .virtual-table--cursor { background: $block-cursor-background;
         color: $block-cursor-foreground; text-style: bold; }
     VirtualTable > .virtual-table--error { color: $text-error; text-style: bold; }
     VirtualTable > .virtual-table--warning { color: $text-warning; }
     VirtualTable > .virtual-table--good { color: $text-success; }
-    VirtualTable > .virtual-table--muted { color: $text-muted; }
+    VirtualTable > .virtual-table--muted { color: $quiet; }
     VirtualTable > .virtual-table--accent { color: $text-accent; }
     VirtualTable > .virtual-table--mark { color: $text-warning; text-style: bold; }
     """
