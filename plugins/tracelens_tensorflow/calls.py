@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ class Call:
         result: its outputs, flat; ``None`` while it runs.
         kept: outputs of the ops that a replay could not compute again (`effects.ops_to_keep`:
             batches, random numbers), by op; an op ran once for each list of outputs.
+        again: runs the function as it ran, with all its effects.
     """
 
     function: Any
@@ -29,6 +31,7 @@ class Call:
     writes: bool = False
     result: list[Any] | None = None
     kept: dict[tf.Operation, list[list[Any]]] = field(default_factory=dict)
+    again: Callable[[], Any] | None = None
 
     @property
     def graph(self) -> Any:

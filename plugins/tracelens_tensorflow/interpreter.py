@@ -58,7 +58,6 @@ class Interpreter:
             the outputs, and may return ``None`` to let the op run.
         skip: types of ops that are left out; only ops without outputs can be.
         frames: told of the graphs that are entered.
-        whole: tells whether a call is made as one op, not entered.
     """
 
     def __init__(
@@ -68,13 +67,11 @@ class Interpreter:
         *,
         skip: frozenset[str] = frozenset(),
         frames: Frames | None = None,
-        whole: Callable[[tf.Operation], bool] | None = None,
     ) -> None:
         self._on_op = on_op
         self._overrides = {id(op): value for op, value in (overrides or {}).items()}
         self._skip = skip
         self._frames = frames
-        self._whole = whole
         self._depth = 0
 
     def run(self, graph: Any, args: Sequence[Any], n_outputs: int | None = None) -> list[Any]:
@@ -164,8 +161,8 @@ class Interpreter:
             body = plan.callee(names[1], instruction.n_outputs)
             return self._loop(plan.callee(names[0], 1), body, op, inputs)
         if kind == CALL:
-            if self._depth >= MAX_DEPTH or (self._whole is not None and self._whole(op)):
-                return call_whole(names[0], inputs, instruction.n_outputs)
+            if self._depth >= MAX_DEPTH:
+                return _call_whole(names[0], inputs, instruction.n_outputs)
             return self._enter(plan.callee(names[0], instruction.n_outputs), op, inputs, 0)
         if kind == IF:
             branch = 0 if _truth(inputs[0]) else 1
@@ -219,7 +216,7 @@ def run(
     return Interpreter(on_op, overrides).run(graph, args)
 
 
-def call_whole(name: str, inputs: Sequence[Any], n_outputs: int) -> list[Any]:
+def _call_whole(name: str, inputs: Sequence[Any], n_outputs: int) -> list[Any]:
     """Call a function of the runtime as one op, compiled if it is marked so."""
     outputs = context.context().call_function(name.encode(), list(inputs), n_outputs)
     return list(outputs or ())

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from tracelens.events import NO_ID, OpFlag
 from tracelens_tensorflow import fdef, tensors
 from tracelens_tensorflow.compare import Comparison, compare
 from tracelens_tensorflow.effects import Effects, effects_of, remarks_on
-from tracelens_tensorflow.interpreter import Interpreter, NotInterpretable, call_whole
+from tracelens_tensorflow.interpreter import Interpreter, NotInterpretable
 from tracelens_tensorflow.snapshots import Entry, History, Values
 from tracelens_tensorflow.tracing import Tracer
 
@@ -107,11 +107,13 @@ class Replayer:
     Attributes:
         history: the calls since the last snapshot.
         active: whether a replay runs now: hooks must keep out.
+        drain: throws away what checks in repeated calls have found.
     """
 
     def __init__(self, session: Session, recorder: Recorder) -> None:
         self.history = History()
         self.active = False
+        self.drain: Callable[[], Any] | None = None
         self._session = session
         self._recorder = recorder
         self._known: dict[bytes, _Known] = {}
@@ -157,6 +159,8 @@ class Replayer:
         finally:
             self.active = False
             self._recorder.flags = 0
+            if self.drain is not None:
+                self.drain()
         outcome.duration_ns = time.perf_counter_ns() - started
         return outcome
 
@@ -216,11 +220,11 @@ class Replayer:
         call = entry.call
         effects = self._of(call).effects
         assert effects is not None
-        if effects.repeatable:
-            call_whole(call.function.name.decode(), call.args, _n_outputs(call))
+        if effects.repeatable and call.again is not None:
+            call.again()
             return
         overrides = _given(call, effects, outcome)
-        Interpreter(None, overrides, skip=frozenset(effects.skip), whole=_may_be_whole).run(
+        Interpreter(None, overrides, skip=frozenset(effects.skip)).run(
             call.graph, call.args, _n_outputs(call)
         )
 
@@ -319,14 +323,6 @@ def _given(call: Call, effects: Effects, outcome: Outcome) -> dict[Any, Any]:
         if remark not in outcome.remarks:
             outcome.remarks.append(remark)
     return kept
-
-
-def _may_be_whole(op: Any) -> bool:
-    """Tell whether a call within a graph may be made as it was: it only uses variables."""
-    from tracelens_tensorflow.plans import functions_of, graph_of_function
-
-    (name,) = functions_of(op)
-    return effects_of(graph_of_function(op.graph, name)).repeatable
 
 
 def _tell(found: Comparison, outcome: Outcome) -> None:
