@@ -2,11 +2,11 @@
 
 ``python zoo_oracle.py PROGRAM...`` prints one JSON object a program: ``{"program", "verdict"}``.
 
-Two ways, and none of them shares code with the product. A program of TensorFlow 2 is run with every
-``tf.function``, loop, branch and data pipeline executed eagerly (TensorFlow's own switches), and an op
-callback counts the non-finite elements of each op's inputs and outputs. A Session has everything its
-fetches depend on fetched as well. Then the walk goes back from the first sink (non-finite loss,
-gradient, variable, or value read) to the op whose inputs were finite.
+Two ways, and none of them shares code with the product. A program of TensorFlow 2 is run with
+every ``tf.function``, loop, branch and data pipeline executed eagerly (TensorFlow's own switches),
+and an op callback counts the non-finite elements of each op's inputs and outputs. A Session has
+everything its fetches depend on fetched as well. Then the walk goes back from the first sink
+(non-finite loss, gradient, variable, or value read) to the op whose inputs were finite.
 """
 
 from __future__ import annotations

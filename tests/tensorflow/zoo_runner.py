@@ -1,8 +1,8 @@
 """Runs TensorFlow programs of the zoo under a real session, many in one process.
 
 ``python zoo_runner.py OUT_DIR PROGRAM...`` prints one JSON object a program:
-``{"program", "why", "exit"}``, or ``"crash"`` with a traceback. Each program gets what ``tracelens run``
-gives it, without a new interpreter and another import of TensorFlow.
+``{"program", "why", "exit", "failed"}``, or ``"crash"`` with a traceback. Each program gets what
+``tracelens run`` gives it, without a new interpreter and another import of TensorFlow.
 """
 
 from __future__ import annotations
