@@ -139,6 +139,11 @@ class EagerOps:
         """A step begins; an inactive one is only checked."""
         self.records.full = active and self._session.config.capture != "guard"
 
+    def take_hits(self) -> int:
+        """Return how many ops had a bad output since the last call."""
+        found, self.records.hits = self.records.hits, 0
+        return found
+
     # Inside
 
     def _after(self, op_name: Any, args: Any, result: Any, start: int, inputs: Any = None) -> None:

@@ -234,7 +234,7 @@ def _coded(sinks: Any, steps: Plan, graph: Any) -> dict[int, tuple[str, str]]:
             found[planned.index << SLOT_BITS] = ("parameter", name)
     for tensor, kind, name in sinks.values():
         code = steps.code(tensor)
-        if code >= 0 and kind != "parameter":
+        if code >= 0 and kind and kind != "parameter":
             found.setdefault(code, (kind, name))
     return found
 
