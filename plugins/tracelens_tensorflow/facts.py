@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tracelens.events import Phase, Source
 from tracelens.userframes import source_keys
-from tracelens_tensorflow import gradlinks, layers, sources, spans
+from tracelens_tensorflow import fdef, gradlinks, layers, optables, sources, spans
 from tracelens_tensorflow.spans import OpRef
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ _DEPTH = 8
 """Gradients of gradients are followed this far to the line of the op they began with."""
 
 _BACKWARD_NAMES = ("gradient_tape/", "gradients/")
+_CALLERS = optables.CALLS | optables.BRANCHES | optables.LOOPS
 _PLUMBING = frozenset(("Placeholder", "NoOp"))
 
 
@@ -73,7 +74,8 @@ def facts_of(op: tf.Operation) -> OpFacts:
     """
     known = _known(op, _DEPTH)
     forward = known.forward() if known.forward is not None else None
-    return OpFacts(op.type, op.name, known.source, known.exact, known.module, known.phase, forward)
+    op_type, name = getattr(op, "type", ""), getattr(op, "name", "")
+    return OpFacts(op_type, name, known.source, known.exact, known.module, known.phase, forward)
 
 
 def site_of(op: tf.Operation, writer: ShardWriter) -> int:
@@ -146,6 +148,11 @@ def _examine(op: Any, depth: int) -> _Known:
     phase = _phase_of(op, place, forward)
     source, exact = place.source, place.exact and place.source is not None
     module = _module_of(op)
+    if source is None and depth:
+        caller = _caller_of(op.graph)
+        if caller is not None:
+            nearest = _known(caller, depth - 1)
+            source, module = nearest.source, module or nearest.module
     if phase is not Phase.BACKWARD:
         return _Known(source, exact, module, phase, None)
     between = forward is None
@@ -159,6 +166,17 @@ def _examine(op: Any, depth: int) -> _Known:
     elif not place.own:
         exact = False
     return _Known(source, exact, module or of_forward.module, phase, OpRef(forward))
+
+
+def _caller_of(graph: Any) -> Any:
+    """Return an op that calls a graph, ``None`` if none is known."""
+    notes = spans.known_notes(graph)
+    around = None if notes is None or notes.caller is None else notes.caller[0]()
+    if notes is None or notes.caller is None or around is None:
+        return None
+    name = notes.caller[1]
+    calls = (op for op in around.get_operations() if op.type in _CALLERS)
+    return next((op for op in calls if any(name in v for v in fdef.called_by(op).values())), None)
 
 
 def _is_backward(op: Any) -> bool:

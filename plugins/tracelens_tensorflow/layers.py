@@ -11,15 +11,18 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from tracelens.discovery import ImportWatcher, is_imported
 from tracelens_tensorflow import spans
 from tracelens_tensorflow.spans import Span, current
 
-_BASES = (
-    ("keras.src.layers.layer", "Layer"),
-    ("tf_keras.src.engine.base_layer", "Layer"),
-    ("tensorflow.python.keras.engine.base_layer", "Layer"),
+_MODULES = (
+    "keras.src.layers.layer",
+    "tf_keras.src.engine.base_layer",
+    "tensorflow.python.keras.engine.base_layer",
 )
-"""Modules that define the base class of layers: Keras 3, Keras 2, and the one inside TensorFlow."""
+"""They define ``Layer``, the base of all layers: Keras 3, Keras 2, the one inside TensorFlow."""
+
+_MARK = "__tracelens__"
 
 
 def current_path() -> str:
@@ -28,20 +31,25 @@ def current_path() -> str:
 
 
 def install() -> Callable[[], None]:
-    """Begin to note calls of layers; the result, called, ends it.
-
-    Only base classes that are already imported are wrapped: call it again after an import.
-    """
+    """Begin to note calls of layers; the result, called, ends it."""
     undo: list[Callable[[], None]] = []
-    for module, name in _BASES:
-        base = getattr(sys.modules.get(module), name, None)
-        if base is not None and "__tracelens__" not in vars(base.__call__):
+
+    def wrap(module: str) -> None:
+        base = getattr(sys.modules.get(module), "Layer", None)
+        if base is not None and not hasattr(base.__call__, _MARK):
             undo.append(_wrap(base))
 
+    for module in _MODULES:
+        if is_imported(module):
+            wrap(module)
+    # Keras is seldom imported with TensorFlow: it comes when the program asks for it.
+    watcher = ImportWatcher([name for name in _MODULES if name not in sys.modules], wrap)
+    watcher.install()
+
     def uninstall() -> None:
-        for step in undo:
-            step()
-        undo.clear()
+        watcher.remove()
+        while undo:
+            undo.pop()()
 
     return uninstall
 
@@ -68,7 +76,7 @@ def _wrap(base: Any) -> Callable[[], None]:
                 if end > start:
                     spans.notes_of(graph).layers.append(Span(start, end, path))
 
-    __call__.__tracelens__ = True
+    setattr(__call__, _MARK, True)
     base.__call__ = __call__
 
     def unwrap() -> None:

@@ -17,6 +17,8 @@ from tensorflow.core.framework import attr_value_pb2
 from tensorflow.python.eager import context
 from tensorflow.python.framework import function_def_to_graph, tensor_util
 
+from tracelens_tensorflow import spans
+
 RUN, CALL, WHILE, IF, CASE, CONST = range(6)
 """Kinds of instructions: a plain op, and those that run graphs of their own."""
 
@@ -199,7 +201,7 @@ def graph_of_function(graph: Any, name: str) -> Any:
     while at is not None:
         function = at._get_function(name)
         if function is not None and getattr(function, "graph", None) is not None:
-            return function.graph
+            return spans.called_in(function.graph, graph, name)
         at = getattr(at, "outer_graph", None)
     try:
         definition = context.context().get_function_def(name)
@@ -210,7 +212,7 @@ def graph_of_function(graph: Any, name: str) -> Any:
         rebuilt = graph._tracelens_functions = {}
     if name not in rebuilt:
         rebuilt[name] = function_def_to_graph.function_def_to_graph(definition)
-    return rebuilt[name]
+    return spans.called_in(rebuilt[name], graph, name)
 
 
 def functions_of(op: tf.Operation) -> tuple[str, ...]:

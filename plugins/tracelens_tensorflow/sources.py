@@ -18,14 +18,14 @@ USER_FILES = UserFiles(
 )
 """The test for the user's own files in a process that uses TensorFlow."""
 
-_BACKWARD = {
-    "python/eager/backprop.py": None,
-    "python/ops/gradients_util.py": None,
-    "python/ops/gradients_impl.py": None,
-}
+_BACKWARD = (
+    "python/eager/backprop.py",
+    "python/ops/gradients_util.py",
+    "python/ops/gradients_impl.py",
+)
 _OPTIMIZER_CALLS = frozenset(("apply", "apply_gradients", "_distributed_apply", "update_step"))
 _DATA = ("python/data/ops/structured_function.py",)
-_DATA_LOOP = "python/autograph/operators/control_flow.py"
+_DATA_LOOP = "python/data/ops/dataset_autograph.py"
 _METRICS = ("src/metrics/", "src/trainers/compile_utils.py", "python/keras/metrics.py")
 _LOADED = ("saved_model/function_deserialization.py", "framework/importer.py")
 
@@ -56,8 +56,8 @@ def place_of(op: Any) -> Place:
     """
     source: Source | None = None
     phase: Phase | None = None
-    exact, own, data = True, False, False
-    trace = op.traceback
+    exact, own, in_loop = True, False, False
+    trace = op.traceback or ()  # ops that were rebuilt from a definition have none
     for position in range(len(trace) - 1, -1, -1):
         frame = trace[position]
         file, function = frame.filename, frame.name
@@ -66,20 +66,16 @@ def place_of(op: Any) -> Place:
                 source = source_at(file, frame.lineno, function)
                 own = phase is None
             continue
-        if data:
-            # The body of a loop over a dataset is a function of tf.data too.
-            if file.endswith(_DATA_LOOP) and "dataset" in function:
-                data = False
-        elif phase is None:
-            phase = _phase_of(file, function)
-            if phase is Phase.DATA:
-                phase, data = None, True
         if source is None and file.endswith(_LOADED):
             exact = False
+        # The body of a loop over a dataset is a function of tf.data too, but no part of a pipeline.
+        in_loop = in_loop or file.endswith(_DATA_LOOP)
+        if phase is None:
+            phase = _phase_of(file, function)
+            if phase is Phase.DATA and in_loop:
+                phase = None
         if source is not None and phase is not None:
             break
-    if data and phase is None:
-        phase = Phase.DATA
     return Place(source, exact, phase, own)
 
 
@@ -97,9 +93,8 @@ def calling_line() -> Source | None:
 
 
 def _phase_of(file: str, function: str) -> Phase | None:
-    for ending in _BACKWARD:
-        if file.endswith(ending):
-            return Phase.BACKWARD
+    if file.endswith(_BACKWARD):
+        return Phase.BACKWARD
     if function in _OPTIMIZER_CALLS and "optimizer" in file:
         return Phase.OPTIMIZER
     if file.endswith(_DATA):

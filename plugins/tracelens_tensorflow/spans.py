@@ -75,6 +75,7 @@ class GraphNotes:
         path: the layer that was being called when the graph was made.
         forward: the op whose gradient was being made when the graph was made.
         singles: what single ops belong to, by number.
+        caller: a graph that calls this one, and by what name.
     """
 
     layers: list[Span] = field(default_factory=list)
@@ -82,6 +83,7 @@ class GraphNotes:
     path: str = ""
     forward: OpRef | None = None
     singles: dict[int, Single] = field(default_factory=dict)
+    caller: tuple[weakref.ref[Any], str] | None = None
     _found: dict[str, tuple[int, dict[int, Span]]] = field(default_factory=dict)
 
     def span(self, kind: str, number: int) -> Span | None:
@@ -128,6 +130,17 @@ def notes_of(graph: Any) -> GraphNotes:
 def known_notes(graph: Any) -> GraphNotes | None:
     """Return what is known of a graph, ``None`` if nothing is."""
     return _notes.get(graph)
+
+
+def called_in(graph: Any, caller: Any, name: str) -> Any:
+    """Note that one graph calls another; return the one that is called.
+
+    A graph that was rebuilt from a definition knows no lines: those of its caller are the nearest.
+    """
+    notes = notes_of(graph)
+    if notes.caller is None and graph is not caller:
+        notes.caller = (weakref.ref(caller), name)
+    return graph
 
 
 def next_number(graph: Any) -> int:

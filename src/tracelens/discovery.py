@@ -93,7 +93,7 @@ class ImportWatcher:
         original = loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
-            del loader.exec_module
+            vars(loader).pop("exec_module", None)  # another watcher may have taken it off
             original(module)
             if self in sys.meta_path:
                 self._on_import(fullname)
