@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
 from tracelens.discovery import ImportWatcher
-from tracelens_tensorflow import checking, hits, layers, marks, native, snapshots, tensors
+from tracelens_tensorflow import checking, eagersteps, hits, marks, native, snapshots, tensors
 from tracelens_tensorflow.calls import Call
+from tracelens_tensorflow.doctor import UNSUPPORTED_KERAS, describe, keras_backend
+from tracelens_tensorflow.eager import EagerOps
 from tracelens_tensorflow.frontier import Level
 from tracelens_tensorflow.functions import Calls
 from tracelens_tensorflow.keras_hooks import KerasWatch
 from tracelens_tensorflow.placement import Placement
 from tracelens_tensorflow.recording import Recorder
 from tracelens_tensorflow.replay import Replayer
+from tracelens_tensorflow.requirements import missing
 from tracelens_tensorflow.scaling import ScalingWatch
 from tracelens_tensorflow.sentinel import Sentinel
 from tracelens_tensorflow.twin import Builder, Part
+from tracelens_tensorflow.variables import name_variables
 
 if TYPE_CHECKING:
     from tracelens.session import Session
+    from tracelens_tensorflow.opslevel import OpsLevel
 
 
 _KERAS = (
@@ -57,13 +63,19 @@ class TensorFlowBackend:
         self._replayer = Replayer(session, self._recorder)
         self._sentinel = Sentinel(session, self._replayer)
         self._placement = Placement(session)
+        self._eager = EagerOps(session, self._recorder, self._sentinel.report)
+        self._ops: OpsLevel | None = None
+        self._active = True
         self._calls = Calls(session, self._builder, self)
         self._keras = KerasWatch(session)
         self._scaling = self._sentinel.scaling = ScalingWatch(session)
+        for part, effect in missing():
+            session.note("hook_failed", f"TensorFlow {tf.__version__} has no {part}: {effect}")
         self._install("what graph ops are", _facts_install, session)
         self._install("retraces", _retraces_install, session)
         self._install("sessions", _sessions_install, session)
         self._install("tapes", marks.install, self._tape_asked, self._tape_failed)
+        self._install("eager ops", self._eager.install)
         self._install("functions", self._calls.install)
         self._install("variables", snapshots.install, self._replayer.history.dirty)
         self._install("imports", self._watch_imports)
@@ -86,12 +98,18 @@ class TensorFlowBackend:
     def begin_step(self, step: int, *, active: bool) -> None:
         """A step begins."""
         self._sentinel.hits = 0
+        self._active = active
+        self._eager.begin_step(active=active)
+        if self._ops is not None:
+            self._ops.begin_step(step, active=active)
 
     def end_step(self, step: int) -> dict[str, Any]:
         """A step ended. Returns its counters, and the scalars that Keras or a session gave."""
         from tracelens_tensorflow import sessions
 
-        counters = {"hits": self._sentinel.hits} if self._sentinel.hits else {}
+        hits = self._sentinel.hits + self._eager.take_hits()
+        hits += self._ops.hits if self._ops is not None else 0
+        counters = {"hits": hits} if hits else {}
         return {**counters, **self._keras.scalars(), **sessions.take_scalars()}
 
     def step_failed(self, error: BaseException) -> None:
@@ -111,7 +129,20 @@ class TensorFlowBackend:
 
     def watch(self, module: Any, name: str) -> bool:
         """Name a model's variables."""
-        return False
+        if not isinstance(module, tf.Module) and not hasattr(module, "trainable_variables"):
+            return False
+        name_variables(module.variables, f"{name}/" if name else "")
+        return True
+
+    def adopt(self, model: Any, on_error: Callable[[BaseException], None]) -> None:
+        """Watch a Keras model that is being trained already.
+
+        Args:
+            model: the model.
+            on_error: told of an exception that ends its training.
+        """
+        self._keras.adopt(model)
+        self._keras.on_error = on_error
 
     def number(self, value: Any, name: str) -> float | None:
         """Return a scalar that the user gave to a step; ``None`` if it is not a tensor."""
@@ -124,20 +155,23 @@ class TensorFlowBackend:
 
     def describe(self) -> dict[str, Any]:
         """Return what `tracelens doctor` shows."""
-        from tracelens_tensorflow.doctor import describe
-
         return describe(self._session)
 
     # What the hooks tell
 
     def before_call(self, call: Call, part: Part) -> None:
         """A function is about to run."""
-        self._placement.before_call(call)
-        self._replayer.before_call(call)
+        with self._eager.muted():
+            self._placement.before_call(call)
+            self._replayer.before_call(call)
 
     def run_instead(self, call: Call, part: Part) -> list[Any] | None:
         """Return the outputs of a call that was run in another way; None to let it run."""
-        return None
+        session = self._session
+        if session is None or session.config.capture == "guard" or not self._active:
+            return None
+        with self._eager.muted():
+            return self._ops_level(session).run(call)
 
     def after_call(self, call: Call, part: Part, flags: Any) -> None:
         """A function ran.
@@ -148,9 +182,14 @@ class TensorFlowBackend:
         session = self._session
         if session is None:
             return
-        self._placement.after_call(call)
-        self._replayer.after_call(call)
-        self._sentinel.judge(call, part, flags)
+        with self._eager.muted():
+            self._placement.after_call(call)
+            self._replayer.after_call(call)
+            sinks = self._ops.take_sinks() if self._ops is not None else None
+            if sinks is None:
+                self._sentinel.judge(call, part, flags)
+            else:
+                self._sentinel.recorded(call, part, sinks)
         if part.writes and not self._keras.in_step:
             session.auto_step()
 
@@ -176,9 +215,37 @@ class TensorFlowBackend:
         return watcher.remove
 
     def _keras_imported(self) -> None:
+        """Hook what there is of Keras by now."""
+        backend = keras_backend() if "keras" in sys.modules else ""
+        if UNSUPPORTED_KERAS in backend and self._session is not None:
+            self._session.note("keras", f"Keras {backend}", "warning")
         self._install("loss scaling", self._scaling.install)
         self._install("Keras", self._keras.install)
-        self._install("layers", layers.install)
+        if self._session is not None:
+            in_step = self._keras_in_step
+            self._install("optimizers", eagersteps.install, self._session, in_step)
+
+    def _keras_in_step(self) -> bool:
+        return bool(self._keras.in_step)
+
+    def _ops_level(self, session: Session) -> OpsLevel:
+        """Return what records every op of a call; not before a function is called."""
+        from tracelens_tensorflow.opslevel import OpsLevel
+
+        if self._ops is None:
+            self._ops = OpsLevel(session, self._recorder, self._may_use_ops)
+            self._uninstall.append(self._ops.stop)
+            self._ops.begin_step(session.current_step, active=self._active)
+        return self._ops
+
+    def _called_bad(self, call: Call, sinks: list[dict[str, Any]]) -> None:
+        self._sentinel.report(sinks)
+        if self._session is not None and self._session.config.nonfinite in ("raise", "break"):
+            self._session.explain_pending()
+
+    def _may_use_ops(self) -> bool:
+        engine = self._session.config.engine if self._session is not None else None
+        return engine in (None, "native") and _wants_ops()
 
     def _builder(self) -> Builder:
         """Return what makes twins: not before a function is called.
@@ -186,10 +253,10 @@ class TensorFlowBackend:
         Until then the program may still choose TensorFlow's devices and threads, which is no
         longer possible once the ops are loaded.
         """
-        engine = self._session.config.engine if self._session is not None else None
-        use_ops = engine in (None, "native") and _wants_ops()
+        use_ops = self._may_use_ops()
         if use_ops:
             self._sentinel.use_ops()
+        engine = self._session.config.engine if self._session is not None else None
         level = Level.LEAST if engine == "sentinel" else Level.FRONTIER
         return Builder(checking.sinks_of, level, use_ops)
 

@@ -45,6 +45,7 @@ class KerasWatch:
 
     Attributes:
         in_step: a batch is being trained on, so updates in it are no steps of their own.
+        on_error: told of an exception that ends training.
     """
 
     def __init__(self, session: Session) -> None:
@@ -55,6 +56,7 @@ class KerasWatch:
         self._trainer: Any = None
         self._failed = False
         self.in_step = False
+        self.on_error: Callable[[BaseException], None] | None = None
 
     def install(self) -> Callable[[], None]:
         """Begin to watch; the result, called, ends it."""
@@ -116,9 +118,16 @@ class KerasWatch:
             self.in_step = True
             try:
                 logs = function(iterator)
+                self.in_step = False
+                self._trained(logs)
+            except StopIteration:
+                raise
+            except BaseException as error:
+                if self.on_error is not None:
+                    self.on_error(error)
+                raise
             finally:
                 self.in_step = False
-            self._trained(logs)
             return logs
 
         setattr(train, _WRAPPED, function)

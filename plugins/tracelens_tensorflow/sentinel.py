@@ -28,6 +28,8 @@ MAX_REPLAYS = 16
 MAX_OVERFLOWS = 4
 """Overflows of a scaled loss that are replayed to see whether they are what they seem."""
 
+_TOLD_ONCE = ("gradient", "parameter")
+
 
 class Sentinel:
     """Takes the results of the checks after each call.
@@ -50,12 +52,14 @@ class Sentinel:
         self._checks: native.Checks | None = None
         self._replays = 0
         self._overflows = 0
+        self._told: set[tuple[str, int]] = set()
         self._poisoned: set[bytes] = set()
 
     def use_ops(self) -> None:
         """TraceLens's own check op is in use: what it saw before does not count."""
         self._checks = native.checks()
         self._checks.take()
+        self._replayer.drain = self._checks.take
 
     def judge(self, call: Call, part: Part, flags: Any) -> None:
         """Look at the checks of a call that has run.
@@ -84,8 +88,47 @@ class Sentinel:
             self.scaling.went_well(part)
 
     def report(self, sinks: list[dict[str, Any]]) -> None:
-        """Report sinks that were seen outside of traced functions."""
+        """Report sinks that were seen outside of traced functions.
+
+        Eager code writes one variable after another: of those that go bad in one step the first
+        is told.
+        """
+        news = []
+        for sink in sinks:
+            key = (sink["sink"], sink["step"])
+            if sink["sink"] not in _TOLD_ONCE or key not in self._told:
+                news.append(sink)
+        self._told = {(sink["sink"], sink["step"]) for sink in sinks} | {
+            key for key in self._told if key[1] >= self._session.current_step
+        }
+        self._sinks.report(news)
+
+    def recorded(self, call: Call, part: Part, sinks: list[dict[str, Any]]) -> None:
+        """Take the sinks of a call that was recorded op by op: no replay is needed.
+
+        Args:
+            call: it.
+            part: its twin at guard level.
+            sinks: fields of ``sink`` events.
+
+        Raises:
+            NonFiniteError: ``nonfinite="raise"`` and a bad value reached a sink.
+        """
+        name = call.function.name
+        if not sinks:
+            self._poisoned.discard(name)
+            return
+        if name in self._poisoned:
+            return
+        if self.scaling is not None and all(sink["sink"] == "gradient" for sink in sinks):
+            scaler = self.scaling.scaler_of(part)
+            if scaler is not None and self.scaling.handled(scaler, call, None):
+                return
+        if call.writes:
+            self._poisoned.add(name)
         self._sinks.report(sinks)
+        if self._session.config.nonfinite in ("raise", "break"):
+            self._session.explain_pending()
 
     def _tripped(self, call: Call, part: Part, tripped: list[Slot]) -> None:
         self.hits += 1

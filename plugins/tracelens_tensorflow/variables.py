@@ -12,18 +12,19 @@ _names: dict[int, str] = {}
 _MAX_NAMES = 1 << 16
 
 
-def name_variables(variables: Any) -> None:
-    """Remember the names of a Keras model's variables.
+def name_variables(variables: Any, prefix: str = "") -> None:
+    """Remember the names of a model's variables.
 
     Args:
-        variables: Keras variables, which know their place in the model.
+        variables: Keras variables, which know their place in the model, or TensorFlow's own.
+        prefix: put before each name.
     """
     for variable in variables:
-        value = getattr(variable, "value", None)
-        path = getattr(variable, "path", "")
+        value = variable if isinstance(variable, tf.Variable) else getattr(variable, "value", None)
+        path = getattr(variable, "path", "") or (prefix and str(variable.name).removesuffix(":0"))
         handle = getattr(value, "handle", None) if isinstance(value, tf.Variable) else None
         if path and hasattr(handle, "_id") and len(_names) < _MAX_NAMES:
-            _names[handle._id] = path
+            _names[handle._id] = prefix + path
 
 
 def name_of(variable: Any) -> str:
