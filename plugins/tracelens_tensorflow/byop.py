@@ -212,7 +212,9 @@ class ByOp:
             while producer.op.type in VIEWS and producer.op.inputs:
                 producer = producer.op.inputs[0]
             if kind and kind != "parameter":
-                found[id(producer.op)].append((producer.value_index, kind, name))
+                known = found[id(producer.op)]
+                if not any(slot == producer.value_index for slot, _, _ in known):
+                    known.append((producer.value_index, kind, name))
         for op in graph.get_operations():
             if optables.writes(op) and editor.node(op.name) is not None:
                 found[id(op)].append((0, "parameter", _variable_name(graph, op)))

@@ -12,12 +12,13 @@ from typing import Any
 
 from tracelens.analysis import describe, masks
 from tracelens.analysis.context import Context
-from tracelens.analysis.names import canonical, display
+from tracelens.analysis.names import canonical, display, framework_of
 from tracelens.analysis.path import first_backward, frame_of, made_nan, path_json
 from tracelens.analysis.rules import Advice, Case, advise
-from tracelens.analysis.source import OpSource, producer_id
+from tracelens.analysis.rules.vocabulary import Vocabulary
+from tracelens.analysis.source import OpSource, producer_id, with_measured_inputs
 from tracelens.analysis.state import Bad, Values, state_of_stats
-from tracelens.analysis.walk import MAX_OPS, Cause, Walk
+from tracelens.analysis.walk import MAX_OPS, Cause, Link, Walk
 from tracelens.events import NO_ID, Op, OpFlag, Phase
 
 Json = dict[str, Any]
@@ -92,6 +93,8 @@ def finding(
         hidden_by = masks.find_mask(source, op, phase=phase)
     elif op.phase is Phase.BACKWARD and forward is not None:
         hidden_by = masks.selecting_where(source, forward)
+    op = with_measured_inputs(source, op)
+    forward = with_measured_inputs(source, forward) if forward is not None else None
     case = Case(
         op=op,
         kind=cause.kind,
@@ -104,6 +107,7 @@ def finding(
         sink=sink,
         losses=known.losses(op.step),
         made_by=_made_by(source, forward if op.phase is Phase.BACKWARD and forward else op),
+        words=Vocabulary(_framework(cause.link, forward) or "torch"),
     )
     told = advise(case)
     doubts = _doubts(cause, op, sink)
@@ -141,6 +145,15 @@ def _made_by(source: OpSource, op: Op) -> list[str]:
         writer = source.op(producer_id(tensor.value_id))
         names.append(canonical(writer.name) if writer is not None else "")
     return names
+
+
+def _framework(link: Link | None, forward: Op | None) -> str:
+    """Return whose op a cause is; stand-ins for batches are known by the ops that read them."""
+    told = framework_of(forward.name) if forward is not None else ""
+    while link is not None and not told:
+        told = framework_of(link.op.name)
+        link = link.towards_sink
+    return told
 
 
 def sink_json(sink: Mapping[str, Any], known: Context) -> Json:

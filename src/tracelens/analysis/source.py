@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
-from tracelens.events import SLOT_BITS, Op
+from tracelens.events import MAX_SLOT, SLOT_BITS, Op, TensorRecord
 
 
 @runtime_checkable
@@ -26,3 +27,33 @@ def producer_id(value_id: int) -> int:
     (7, -1)
     """
     return value_id >> SLOT_BITS if value_id >= 0 else -1
+
+
+def with_measured_inputs(source: OpSource, op: Op) -> Op:
+    """Return an op whose inputs have the statistics their producers were recorded with.
+
+    An engine that measures every output need not measure inputs as well.
+
+    Args:
+        source: where the producers are looked up.
+        op: an op of it.
+    """
+    return replace(op, inputs=tuple(_measured(source, tensor) for tensor in op.inputs))
+
+
+def _measured(source: OpSource, tensor: TensorRecord) -> TensorRecord:
+    slot = tensor.value_id & MAX_SLOT
+    if tensor.stats is not None or tensor.value_id < 0 or slot == MAX_SLOT:
+        return tensor
+    producer = source.op(producer_id(tensor.value_id))
+    if producer is None or slot >= len(producer.outputs):
+        return tensor
+    made = producer.outputs[slot]
+    # A view shows the value under a shape of its own; a graph may leave sizes (-1) to the run.
+    return replace(
+        tensor,
+        stats=made.stats,
+        dtype=tensor.dtype or made.dtype,
+        shape=made.shape if tensor.shape is None or -1 in tensor.shape else tensor.shape,
+        first_bad=tensor.first_bad or made.first_bad,
+    )
