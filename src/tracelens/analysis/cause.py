@@ -15,7 +15,7 @@ from tracelens.analysis.context import Context
 from tracelens.analysis.names import canonical, display, framework_of
 from tracelens.analysis.path import first_backward, frame_of, made_nan, path_json
 from tracelens.analysis.rules import Advice, Case, advise
-from tracelens.analysis.rules.vocabulary import Vocabulary
+from tracelens.analysis.rules.vocabulary import FRAMEWORKS, Vocabulary
 from tracelens.analysis.source import OpSource, producer_id, with_measured_inputs
 from tracelens.analysis.state import Bad, Values, state_of_stats
 from tracelens.analysis.walk import MAX_OPS, Cause, Link, Walk
@@ -107,7 +107,7 @@ def finding(
         sink=sink,
         losses=known.losses(op.step),
         made_by=_made_by(source, forward if op.phase is Phase.BACKWARD and forward else op),
-        words=Vocabulary(_framework(cause.link, forward) or "torch"),
+        words=Vocabulary(_framework(cause.link, forward)),
     )
     told = advise(case)
     doubts = _doubts(cause, op, sink)
@@ -149,11 +149,12 @@ def _made_by(source: OpSource, op: Op) -> list[str]:
 
 def _framework(link: Link | None, forward: Op | None) -> str:
     """Return whose op a cause is; stand-ins for batches are known by the ops that read them."""
-    told = framework_of(forward.name) if forward is not None else ""
-    while link is not None and not told:
-        told = framework_of(link.op.name)
+    told = {framework_of(forward.name)} if forward is not None else set()
+    while link is not None:
+        told.add(framework_of(link.op.name))
         link = link.towards_sink
-    return told
+    # A PyTorch program's own Function may be called as TensorFlow's ops are.
+    return next((name for name in FRAMEWORKS if name in told), FRAMEWORKS[0])
 
 
 def sink_json(sink: Mapping[str, Any], known: Context) -> Json:

@@ -11,14 +11,13 @@ from tracelens.events import Op, OpFlag, Phase
 _SWEEP = 2048
 """Ops looked at after the origin: a forward pass seldom has more."""
 _NEARBY = 64
-_WHERE = ("where", "select_v2")
 
 
 def selecting_where(source: OpSource, op: Op) -> Op | None:
     """Return the ``where`` that soon reads an output of the op, ``None`` if there is none."""
     written = {output.value_id for output in op.outputs}
     for other in _after(source, op, _NEARBY):
-        if canonical(other.name) in _WHERE and written & {t.value_id for t in other.inputs}:
+        if canonical(other.name) == "where" and written & {t.value_id for t in other.inputs}:
             return other
     return None
 

@@ -43,9 +43,10 @@ _FAMILIES = (
 )
 
 
-_SELECTING = frozenset(
-    {"where", "select_v2", "masked_fill", "index_put", "masked_scatter", "nan_to_num"}
-)
+_OWN = ("backward", "grad", "grad_fn", "gradient")
+"""How the functions are called in which users write gradients of their own."""
+
+_SELECTING = frozenset({"where", "masked_fill", "index_put", "masked_scatter", "nan_to_num"})
 
 
 def _table() -> dict[str, list[Rule]]:
@@ -85,15 +86,15 @@ def _by_name(case: Case) -> Advice | None:
 def _custom_backward(case: Case) -> Advice | None:
     """A line inside a user's own ``backward``: its formula is to blame, not the forward op."""
     frame = case.op.source
-    if not case.backward or frame is None or frame.function.rsplit(".", 1)[-1] != "backward":
+    if not case.backward or frame is None or frame.function.rsplit(".", 1)[-1] not in _OWN:
         return None
     own = replace(case, forward=None)
     told = _by_name(own) or generic.unknown_op(own)
     return replace(
         told,
         rule="custom-backward",
-        why=f"the backward of a custom Function made it: {told.why}",
-        fix=f"{told.fix}; check the formula with torch.autograd.gradcheck in float64",
+        why=f"{case.words('custom-gradient')} made it: {told.why}",
+        fix=f"{told.fix}; check the formula with {case.words('check-gradient')}",
     )
 
 
@@ -117,5 +118,5 @@ def _where_trap(case: Case, told: Advice) -> Advice:
         "where-gradient",
         f"{told.why} {trap}",
         f"make the input of the branch you do not use safe before the op, not its result: "
-        f"f(torch.where(cond, x, safe)). {told.fix}",
+        f"f({case.words('where', condition='cond', x='x', y='safe')}). {told.fix}",
     )

@@ -29,8 +29,8 @@ def fully_masked_row(case: Case) -> Advice | None:
         "fully-masked-row",
         f"{how_many}and at least one row has nothing else: a softmax over only -inf is "
         f"0 / 0{then(case)}.",
-        "leave one key unmasked in every row (for a padded query: its own position), or fill "
-        "with torch.finfo(scores.dtype).min instead of -inf and zero those rows afterwards",
+        "leave one key unmasked in every row (for a padded query: its own position), or "
+        + case.words("own-position", lowest=case.words("lowest", x="scores")),
     )
 
 
@@ -42,7 +42,8 @@ def infinite_score(case: Case) -> Advice | None:
     return Advice(
         "softmax-of-inf",
         f"{shown(case.op)} read {plural(max(held), 'score')} of +inf: inf - inf = nan{then(case)}.",
-        "bound the logits before the softmax: logits.clamp(-1e4, 1e4), or normalise q and k",
+        "bound the logits before the softmax: "
+        f"{case.words('between', x='logits', low='-1e4', high='1e4')}, or normalise q and k",
     )
 
 

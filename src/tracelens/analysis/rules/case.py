@@ -8,6 +8,7 @@ from typing import Any
 
 from tracelens.analysis.dtypes import FloatLimits, limits
 from tracelens.analysis.names import canonical, display, forward_name
+from tracelens.analysis.rules.vocabulary import Vocabulary
 from tracelens.analysis.state import Bad
 from tracelens.events import Op, Phase, Source, TensorRecord
 
@@ -43,6 +44,7 @@ class Case:
         sink: the sink event.
         losses: ``(step, loss)`` of earlier steps, oldest first.
         made_by: canonical names of the ops that wrote the inputs, empty where unknown.
+        words: the framework's words for what to write instead.
     """
 
     op: Op
@@ -56,6 +58,7 @@ class Case:
     sink: Mapping[str, Any] = field(default_factory=dict)
     losses: Sequence[tuple[int, float]] = ()
     made_by: Sequence[str] = ()
+    words: Vocabulary = Vocabulary()
 
     @property
     def name(self) -> str:

@@ -16,14 +16,14 @@ from tracelens.analysis.rules.case import (
 from tracelens.analysis.rules.case import magnitude as largest
 from tracelens.analysis.state import Bad
 
-_DIVISIONS = "div true_divide divide real_div floor_divide fmod remainder floor_div"
+_DIVISIONS = "div true_divide divide floor_divide fmod remainder floor_div floor_mod mod xdivy"
 
 
 def division_by_zero(case: Case) -> Advice | None:
     """``x / 0`` is Inf, ``0 / 0`` is NaN."""
     below = case.read(1)
     holds_zero = may_hold(below, 0.0)
-    if case.backward and case.name not in ("div", "real_div", "true_divide", "mul", "neg"):
+    if case.backward and case.name not in ("div", "true_divide", "mul", "neg"):
         return None
     if holds_zero is False:
         return None
@@ -41,8 +41,8 @@ def division_by_zero(case: Case) -> Advice | None:
     return Advice(
         rule,
         f"{how_many}: {where}{result}{then(case)}.",
-        f"x / y.clamp_min({eps}) for a positive y, or "
-        "torch.where(y != 0, x / torch.where(y != 0, y, 1), 0) (both sides must be safe)",
+        f"x / {case.words('at-least', x='y', low=eps)} for a positive y, or "
+        f"{case.words('safe-division')}{case.words('both-sides')}",
     )
 
 
@@ -68,16 +68,18 @@ def reciprocal_of_zero(case: Case) -> Advice | None:
         return None
     top = case.largest_input()
     if case.backward and not may_hold(read, 0.0) and top is not None and case.limits is not None:
+        floor = f"1 / {say(case.limits.sqrt_limit)}"
         return Advice(
             "division-overflow",
             f"the derivative of 1 / x is -1 / x^2: with 1 / x up to {say(top)} it leaves the range "
             f"of {case.dtype} (limit {say(case.limits.largest)}){then(case)}.",
-            f"keep x away from 0: 1 / x.clamp_min(1 / {say(case.limits.sqrt_limit)}) at the least",
+            f"keep x away from 0: 1 / {case.words('at-least', x='x', low=floor)} at the least",
         )
     return Advice(
         "division-by-zero",
         f"{case.subject} of 0 is 1 / 0 = inf{then(case)}.",
-        f"1 / x.clamp_min({tiny(case.dtype)}) for a positive x, or 1 / (x + eps)",
+        f"1 / {case.words('at-least', x='x', low=tiny(case.dtype))} for a positive x, or "
+        "1 / (x + eps)",
     )
 
 

@@ -40,12 +40,13 @@ def exp_overflow(case: Case) -> Advice | None:
     name = shown(case.forward or case.op) if case.backward else shown(case.op)
     ceiling = _limit_of(case.subject, limit)
     measured = f"input max {say(top)}" if top is not None else "its input is too large"
+    bounded = case.words("at-most", x="x", high=math.floor(ceiling))
     return Advice(
         "exp-overflow",
         f"{name} overflows: {measured}, limit for {case.dtype} is {say(ceiling)}{then(case)}."
         + growth(case),
-        f"torch.{case.subject}(x.clamp(max={math.floor(ceiling)})), or subtract the maximum first "
-        "(log_softmax, logsumexp, logaddexp, softplus work in log space without overflow)",
+        f"{case.words('function', name=case.subject, x=bounded)}, or subtract the maximum first "
+        f"({case.words('stable-exponentials')})",
     )
 
 
@@ -58,7 +59,8 @@ def pow_negative_base(case: Case) -> Advice | None:
         "pow-negative-base",
         f"{shown(case.op)} raises a negative base (min {say(bottom)}) to a power that is not "
         f"whole{then(case)}.",
-        "torch.pow(x.clamp_min(0), p), or torch.sign(x) * x.abs().pow(p)",
+        f"{case.words('pow', x=case.words('at-least', x='x', low=0), p='p')}, or "
+        f"{case.words('signed-power')}",
     )
 
 
@@ -70,7 +72,8 @@ def pow_gradient_at_zero(case: Case) -> Advice | None:
         "pow-gradient-at-zero",
         "the derivative of x**p is p * x**(p - 1): infinite at x = 0 for p < 1, and 0 * inf = nan "
         f"where the incoming gradient is 0{then(case)}.",
-        "x.clamp_min(1e-12).pow(p), or add a small constant inside: (x + 1e-6).pow(p)",
+        f"{case.words('power', x=case.words('at-least', x='x', low='1e-12'), p='p')}, or add a "
+        f"small constant inside: {case.words('power', x='(x + 1e-6)', p='p')}",
     )
 
 
@@ -85,7 +88,8 @@ def pow_of_zero(case: Case) -> Advice | None:
     return Advice(
         "pow-of-zero",
         f"{shown(case.op)} raises 0 to a negative power: 1 / 0{then(case)}.",
-        "x.clamp_min(1e-12).pow(p) for a negative p",
+        f"{case.words('power', x=case.words('at-least', x='x', low='1e-12'), p='p')} for a "
+        "negative p",
     )
 
 
@@ -104,13 +108,14 @@ def pow_overflow(case: Case) -> Advice | None:
         f"{shown(case.op)} overflows {case.dtype}: {measured}{square}, limit "
         f"{say(limit.largest)}{then(case)}." + growth(case),
         "scale the values down before the power (normalise the input), compute in float32 or "
-        "float64: x.float().pow(p), or lower the learning rate if training diverged",
+        f"float64: {case.words('power', x=case.words('to-float32'), p='p')}, or lower the learning "
+        "rate if training diverged",
     )
 
 
 RULES: Table = {
     "exp exp2 expm1 sinh cosh logsumexp logaddexp softplus": (exp_overflow,),
-    "pow square squared_difference": (
+    "pow square squared_difference l2_loss": (
         pow_gradient_at_zero,
         pow_negative_base,
         pow_of_zero,

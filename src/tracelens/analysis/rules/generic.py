@@ -58,38 +58,45 @@ def came_in(case: Case) -> Advice | None:
             "bad-data",
             f"the values taken in by {name} were already non-finite{counts}: this line reads them "
             "from a file, a list or an array.",
-            "check what is read here: assert torch.isfinite(x).all(), and repair its source "
-            "(torch.nan_to_num(x) for missing values)",
+            f"check what is read here: {case.words('assert-finite')}, and repair its source "
+            f"({case.words('nan-to-num')} for missing values)",
         )
     if case.origin == "data":
         return Advice(
             "bad-data",
             f"the batch already held non-finite values when {name} handed it over{counts}.",
             "find the samples named here in the data set and repair or drop them: "
-            "x = torch.nan_to_num(x), or keep = torch.isfinite(x).flatten(1).all(1)",
+            f"{case.words('drop-samples')}",
         )
     if case.origin == "outside":
         return Advice(
             "bad-outside-value",
             f"an input of {name} was already non-finite{counts}; no recorded op wrote it, so it "
             "came from outside: data, a file, numpy, or code before recording began.",
-            "check where this tensor is made: assert torch.isfinite(x).all() there",
+            f"check where this tensor is made: {case.words('assert-finite')} there",
         )
     if case.origin == "parameter":
         return Advice(
             "bad-parameter",
             f"a parameter read by {name} was already non-finite{counts} before anything recorded "
             "wrote it: a bad checkpoint, initialisation, or an update before recording began.",
-            "check the weights after loading: all(torch.isfinite(p).all() for p in "
-            "model.parameters()), and start recording earlier if training made them bad",
+            f"check the weights after loading: {case.words('check-weights')}, and start recording "
+            "earlier if training made them bad",
         )
     if case.origin == "uninitialised":
         return Advice(
             "uninitialised-memory",
             f"the output of {name} was read before anything wrote it: it holds whatever was in "
             "memory.",
-            "use torch.zeros (or fill the tensor) instead of torch.empty, or slice off the part "
-            "that was never written",
+            f"{case.words('zeros')}, or slice off the part that was never written",
+        )
+    if case.origin == "constant" and case.op.name in BATCH_OPS:
+        return Advice(
+            "non-finite-constant",
+            f"{name} handed over infinities{counts} beside one constant, as a mask, a weight or an "
+            "initial value holds, and they were used as values.",
+            "check where they come from: a weight that divides by a count of 0, or a mask that "
+            f"should be a large finite value such as {case.words('lowest', x='x')}",
         )
     if case.origin == "constant":
         word = "NaN" if case.kind is Bad.NAN else "Inf"
@@ -98,7 +105,7 @@ def came_in(case: Case) -> Advice | None:
             f"{name} writes a constant {word} on purpose{counts}, and it was used as a value "
             "instead of being masked away.",
             "make sure that what is masked is never selected: check the targets and the mask, "
-            "or use a large finite value such as torch.finfo(x.dtype).min",
+            f"or use a large finite value such as {case.words('lowest', x='x')}",
         )
     if case.origin == "unresolved":
         return Advice(

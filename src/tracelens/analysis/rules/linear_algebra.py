@@ -5,13 +5,16 @@ from __future__ import annotations
 from tracelens.analysis.rules.case import Advice, Case, Table, shown, then
 
 _DECOMPOSITIONS = (
-    "linalg_svd _linalg_svd svd linalg_eigh _linalg_eigh linalg_eig symeig linalg_qr svdvals"
+    "linalg_svd _linalg_svd svd linalg_eigh _linalg_eigh linalg_eig symeig linalg_qr svdvals "
+    "self_adjoint_eig eig qr"
 )
 _SOLVERS = (
     "linalg_inv inverse linalg_inv_ex linalg_solve _linalg_solve_ex linalg_solve_ex cholesky "
     "linalg_cholesky linalg_cholesky_ex linalg_lu linalg_lu_solve linalg_lstsq linalg_pinv "
     "linalg_solve_triangular triangular_solve cholesky_solve cholesky_inverse logdet slogdet "
-    "linalg_slogdet _linalg_slogdet linalg_det _linalg_det matrix_inverse"
+    "linalg_slogdet _linalg_slogdet linalg_det _linalg_det matrix_inverse "
+    "matrix_solve matrix_solve_ls matrix_triangular_solve matrix_determinant "
+    "log_matrix_determinant cholesky_grad lu tridiagonal_solve"
 )
 
 
@@ -23,8 +26,8 @@ def repeated_values(case: Case) -> Advice | None:
         "repeated-singular-values",
         f"the gradient of {case.subject} divides by differences of singular values (or "
         f"eigenvalues), and two of them are equal{then(case)}.",
-        "add small noise to the matrix: a + 1e-6 * torch.randn_like(a), or use only the values "
-        "(torch.linalg.svdvals), whose gradient exists",
+        f"add small noise to the matrix: {case.words('jitter')}, or use only the values "
+        f"({case.words('only-values')}), whose gradient exists",
     )
 
 
@@ -34,7 +37,7 @@ def singular_matrix(case: Case) -> Advice | None:
         "singular-matrix",
         f"{shown(case.op)} met a matrix that is singular (or not positive definite) within "
         f"rounding{then(case)}.",
-        "a + 1e-6 * torch.eye(n), torch.linalg.lstsq or pinv, or float64",
+        f"{case.words('regularise')}, {case.words('least-squares')}, or float64",
     )
 
 

@@ -16,12 +16,20 @@ from tracelens.analysis.rules.case import (
 from tracelens.analysis.state import Bad
 
 _BETTER = {
-    "softmax": "torch.log_softmax(logits, -1) instead of log(softmax(logits))",
-    "_softmax": "torch.log_softmax(logits, -1) instead of log(softmax(logits))",
-    "sigmoid": "torch.nn.functional.logsigmoid(logits) instead of log(sigmoid(logits))",
+    "softmax": "{log-softmax} instead of log(softmax(logits))",
+    "_softmax": "{log-softmax} instead of log(softmax(logits))",
+    "sigmoid": "{log-sigmoid} instead of log(sigmoid(logits))",
     "exp": "the exponent itself: log(exp(x)) is x (logsumexp for a sum of exponentials)",
-    "sum": "torch.logsumexp(x, dim) if the sum is of exponentials",
+    "sum": "{logsumexp} if the sum is of exponentials",
 }
+"""What made the input of a logarithm, and what does both at once; phrases in braces."""
+
+
+def _better(case: Case) -> str:
+    told = next((_BETTER[made] for made in case.made_by if made in _BETTER), "")
+    for phrase in ("log-softmax", "log-sigmoid", "logsumexp"):
+        told = told.replace(f"{{{phrase}}}", case.words(phrase))
+    return told
 
 
 def log_domain(case: Case) -> Advice | None:
@@ -33,10 +41,11 @@ def log_domain(case: Case) -> Advice | None:
     if bottom is not None and bottom > edge and not case.backward:
         return None
     safe = tiny(tensor.dtype if tensor is not None else case.dtype)
-    better = next((_BETTER[made] for made in case.made_by if made in _BETTER), "")
-    fix = f"torch.{name}(x.clamp_min({safe if name != 'log1p' else f'-1 + {safe}'}))"
+    better = _better(case)
+    bounded = case.words("at-least", x="x", low=safe if name != "log1p" else f"-1 + {safe}")
+    fix = case.words("function", name=name, x=bounded)
     if name == "log":
-        fix = f"{better}, or {fix}" if better else f"{fix}, or log_softmax / logsigmoid if it fits"
+        fix = f"{better}, or {fix}" if better else f"{fix}, or {case.words('stable-logarithms')}"
     measured = f"input min {say(bottom)}" if bottom is not None else "the input was not measured"
     if case.backward:
         return Advice(
@@ -60,7 +69,7 @@ def logit_domain(case: Case) -> Advice | None:
         "logit-domain",
         f"{shown(case.op)} needs values strictly between 0 and 1: input min {say(bottom)}, max "
         f"{say(top)}{then(case)}.",
-        "torch.logit(p, eps=1e-6), or keep the logits instead of the probabilities",
+        f"{case.words('safe-logit')}, or keep the logits instead of the probabilities",
     )
 
 
@@ -72,7 +81,8 @@ def gamma_pole(case: Case) -> Advice | None:
     return Advice(
         "gamma-pole",
         f"{shown(case.op)} has poles at 0, -1, -2 …: input min {say(bottom)}{then(case)}.",
-        "x.clamp_min(1e-6) before it; concentrations need softplus(x) + 1e-6",
+        f"{case.words('at-least', x='x', low='1e-6')} before it; concentrations need softplus(x) + "
+        "1e-6",
     )
 
 
@@ -84,7 +94,7 @@ def xlogy_domain(case: Case) -> Advice | None:
     return Advice(
         "log-of-zero" if case.kind is Bad.INF else "log-of-negative",
         f"{shown(case.op)} takes the logarithm of its second input: min {say(bottom)}{then(case)}.",
-        f"torch.xlogy(x, y.clamp_min({tiny(case.dtype)}))",
+        case.words("safe-xlogy", low=tiny(case.dtype)),
     )
 
 

@@ -16,7 +16,7 @@ def probabilities_out_of_range(case: Case) -> Advice | None:
         "bce-not-probabilities",
         f"{shown(case.op)} needs probabilities in [0, 1]: input min {say(bottom)}, max {say(top)}"
         f"{then(case)}.",
-        "binary_cross_entropy_with_logits(logits, target) instead of BCE after a sigmoid",
+        case.words("bce-from-logits"),
     )
 
 
@@ -29,6 +29,20 @@ def nothing_to_average(case: Case) -> Advice | None:
         f"{shown(case.op)} averages over the targets that count, and there is none: every target "
         f"is ignore_index (or every weight is 0), so 0 / 0{then(case)}.",
         'skip such batches, or reduction="sum" divided by max(count, 1)',
+    )
+
+
+def infinite_logits(case: Case) -> Advice | None:
+    """A cross entropy of logits subtracts their maximum, and multiplies with the labels."""
+    held = [t.stats for t in case.inputs[:1] if t.stats is not None]
+    infs = sum(stats.posinf + stats.neginf for stats in held)
+    if case.kind is not Bad.NAN or not infs:
+        return None
+    return Advice(
+        "softmax-of-inf",
+        f"{shown(case.op)} read {infs} inf among its logits: inf - inf, or a label of 0 times "
+        f"-inf, is nan{then(case)}.",
+        f"{case.words('finite-mask')}, and never mask a class that is a target",
     )
 
 
@@ -54,7 +68,7 @@ def squared_error_overflow(case: Case) -> Advice | None:
         "loss-overflow",
         f"{shown(case.op)} squares the error: values up to {say(top)}, and {say(limit.sqrt_limit)} "
         f"squares past the range of {case.dtype}{then(case)}.",
-        "normalise the targets, use huber_loss, or compute the loss in float32",
+        f"normalise the targets, use {case.words('huber')}, or compute the loss in float32",
     )
 
 
@@ -64,7 +78,7 @@ def ctc_too_short(case: Case) -> Advice | None:
         "ctc-impossible-alignment",
         f"{shown(case.op)} has no alignment for a target longer than its input: -log(0) = inf"
         f"{then(case)}.",
-        "torch.nn.CTCLoss(zero_infinity=True), and check input_lengths against target_lengths",
+        case.words("ctc"),
     )
 
 
@@ -75,16 +89,21 @@ def logarithm_inside(case: Case) -> Advice | None:
         "loss-log-domain",
         f"{shown(case.op)} takes the logarithm of an input; the smallest input is "
         f"{say(min(bottoms, default=None))}{then(case)}.",
-        "clamp what goes into the logarithm: var.clamp_min(1e-6), rate.clamp_min(1e-8), "
-        "target.clamp_min(0)",
+        f"clamp what goes into the logarithm: {case.words('clamp-logarithms')}",
     )
 
 
 RULES: Table = {
     "binary_cross_entropy": (probabilities_out_of_range, logarithm_inside),
-    "nll_loss nll_loss_forward nll_loss2d nll_loss2d_forward cross_entropy cross_entropy_loss "
-    "sparse_softmax_cross_entropy_with_logits": (nothing_to_average, impossible_target),
+    "nll_loss nll_loss_forward nll_loss2d nll_loss2d_forward cross_entropy cross_entropy_loss": (
+        nothing_to_average,
+        impossible_target,
+    ),
+    "sparse_softmax_cross_entropy_with_logits softmax_cross_entropy_with_logits": (
+        infinite_logits,
+        impossible_target,
+    ),
     "mse_loss huber_loss smooth_l1_loss l1_loss": (squared_error_overflow,),
-    "ctc_loss _ctc_loss": (ctc_too_short,),
+    "ctc_loss _ctc_loss cudnn_ctcloss": (ctc_too_short,),
     "kl_div poisson_nll_loss gaussian_nll_loss": (logarithm_inside,),
 }

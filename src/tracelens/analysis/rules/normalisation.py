@@ -10,7 +10,7 @@ from tracelens.analysis.state import Bad
 _LAYERS = (
     "batch_norm native_batch_norm _native_batch_norm_legit _batch_norm_impl_index "
     "cudnn_batch_norm _batch_norm_with_update layer_norm native_layer_norm group_norm "
-    "native_group_norm instance_norm rms_norm _fused_rms_norm fused_batch_norm_v3"
+    "native_group_norm instance_norm rms_norm _fused_rms_norm fused_batch_norm"
 )
 
 
@@ -22,7 +22,7 @@ def empty_reduction(case: Case) -> Advice | None:
     return Advice(
         "empty-reduction",
         f"{shown(case.op)} of an empty tensor (shape {list(read.shape)}) is 0 / 0{then(case)}.",
-        "skip it when nothing is selected: x.mean() if x.numel() else x.sum()",
+        f"skip it when nothing is selected: {case.words('skip-empty')}",
     )
 
 
@@ -40,7 +40,7 @@ def variance_of_one(case: Case) -> Advice | None:
         "variance-of-one",
         f"{shown(case.op)} of a single element divides by n - 1 = 0{then(case)}: a batch (or "
         "group) of one.",
-        "x.var(unbiased=False), or skip batches of one: DataLoader(..., drop_last=True)",
+        f"{case.words('biased-variance')}, or skip batches of one: {case.words('drop-last')}",
     )
 
 
@@ -52,7 +52,7 @@ def constant_input_gradient(case: Case) -> Advice | None:
         "std-gradient-at-zero",
         f"the gradient of {case.subject} divides by the standard deviation, which is 0 for "
         f"constant values{then(case)}.",
-        "torch.sqrt(x.var(unbiased=False) + 1e-8) instead of x.std()",
+        case.words("safe-std"),
     )
 
 
@@ -68,8 +68,7 @@ def negative_variance(case: Case) -> Advice | None:
         "negative-running-variance",
         f"{shown(case.op)} takes the square root of a running variance that is negative (min "
         f"{say(bottom)}){then(case)}.",
-        "do not average or extrapolate BatchNorm buffers linearly: running_var.clamp_(min=0), or "
-        "recompute them with torch.optim.swa_utils.update_bn",
+        case.words("batch-statistics"),
     )
 
 
@@ -82,16 +81,16 @@ def constant_group(case: Case) -> Advice | None:
             "normalisation-overflow",
             f"{shown(case.op)} squares its input: largest magnitude {say(top)}, and "
             f"{say(limit.sqrt_limit)} is the limit for {case.dtype}{then(case)}.",
-            "run the normalisation in float32: norm(x.float()).to(x.dtype)",
+            case.words("normalise-wide"),
         )
     read = case.read()
     same = low(read) is not None and low(read) == highest(read)
     told = f"every value is {say(low(read))}" if same else "the values of a group are all the same"
     return Advice(
         "variance-of-zero",
-        f"{shown(case.op)} divides by the standard deviation, and {told}: variance 0, with an eps "
-        f"of 0 or one that the dtype rounds to 0{then(case)}.",
-        "eps=1e-5 (float16: at least 1e-4), and check for constant features or batches of one",
+        f"{shown(case.op)} divides by the standard deviation, and {told}: variance 0, with an "
+        f"{case.words('eps')} of 0 or one that the dtype rounds to 0{then(case)}.",
+        f"{case.words('layer-eps')}, and check for constant features or batches of one",
     )
 
 

@@ -18,12 +18,16 @@ from tracelens.events import TensorRecord
 
 _PRODUCTS = (
     "mm addmm bmm baddbmm addbmm matmul linear addmv mv dot vdot inner outer ger einsum "
-    "tensordot bilinear mat_mul batch_mat_mul batch_mat_mul_v2 _addmm_activation mkldnn_linear "
+    "tensordot bilinear _addmm_activation mkldnn_linear depthwise_conv2d_native xla_dot "
+    "sparse_tensor_dense_mat_mul sparse_mat_mul xla_conv "
     "convolution _convolution conv1d conv2d conv3d mkldnn_convolution thnn_conv2d "
     "_slow_conv2d_forward slow_conv3d_forward cudnn_convolution conv_transpose2d "
-    "_conv_depthwise2d conv2_d conv3_d conv2d_native convolution_overrideable"
+    "_conv_depthwise2d convolution_overrideable"
 )
-_SUMS = "sum mean cumsum add sub rsub add_n add_v2 addcmul lerp mul multiply trace avg_pool2d"
+_SUMS = (
+    "sum mean cumsum add sub rsub add_n bias_add bias_add_grad addcmul lerp mul multiply trace "
+    "avg_pool2d avg_pool avg_pool3d unsorted_segment_sum segment_sum"
+)
 _CUMULATIVE = "cumprod prod cumsum logcumsumexp"
 
 
@@ -39,11 +43,11 @@ def _remedy(case: Case) -> str:
     if _half(case.dtype):
         return (
             "use bfloat16 (same range as float32) or run this part in float32: "
-            "with torch.autocast(device, enabled=False): f(x.float()), or scale the input down"
+            f"{case.words('wide-part')}, or scale the input down"
         )
     return (
         "find what let the values grow: lower the learning rate, clip gradients "
-        "(torch.nn.utils.clip_grad_norm_), normalise the inputs"
+        f"({case.words('clip-gradients')}), normalise the inputs"
     )
 
 
@@ -81,8 +85,8 @@ def inf_in_product(case: Case) -> Advice | None:
     return Advice(
         "inf-arithmetic",
         f"{shown(case.op)} read {infs} inf among its inputs: {how} = nan{then(case)}.",
-        "remove the infinities before this line: torch.where(mask, x, 0) instead of x * mask, "
-        "and masked_fill with torch.finfo(x.dtype).min instead of -inf",
+        f"remove the infinities before this line: {case.words('select-not-multiply')}, and "
+        f"{case.words('finite-mask')}",
     )
 
 
@@ -98,7 +102,7 @@ def sum_overflow(case: Case) -> Advice | None:
             f"{shown(case.op)} read {say(top)}, which is (almost) the largest {case.dtype}: a "
             f"stand-in for a missing value, or the result of an earlier blow-up{then(case)}."
             + growth(case),
-            "replace stand-ins when the data is loaded: x = torch.where(x.abs() < 1e30, x, 0)",
+            f"replace stand-ins when the data is loaded: {case.words('replace-stand-ins')}",
         )
     return Advice(
         "arithmetic-overflow",
@@ -115,7 +119,7 @@ def cumulative_overflow(case: Case) -> Advice | None:
         return Advice(
             "cumulative-gradient",
             f"the gradient of {case.subject} divides by the elements, and one is 0{then(case)}.",
-            "torch.exp(torch.cumsum(torch.log(x.clamp_min(1e-12)), dim)) for positive x",
+            f"{case.words('product-of-logs')} for positive x",
         )
     if case.kind is not Bad.INF or limit is None:
         return None
@@ -126,9 +130,9 @@ def cumulative_overflow(case: Case) -> Advice | None:
         "cumulative-overflow",
         f"{shown(case.op)} is {grows}: with elements up to {say(top)} it leaves the range of "
         f"{case.dtype} (limit {say(limit.largest)}){then(case)}.",
-        "work with logarithms: torch.cumsum(torch.log(x), dim), or in float64"
+        f"work with logarithms: {case.words('sum-of-logs')}, or in float64"
         if product
-        else f"accumulate in a wider dtype: torch.{case.subject}(x, dim, dtype=torch.float32)"
+        else f"accumulate in a wider dtype: {case.words('wide-sum', name=case.subject)}"
         if _half(case.dtype)
         else _remedy(case),
     )
@@ -142,12 +146,13 @@ def narrowing_cast(case: Case) -> Advice | None:
     if case.kind is not Bad.INF or limit is None or (read is not None and read.dtype == to):
         return None
     top = magnitude([read])
+    ends = {"low": f"-{say(limit.largest)}", "high": say(limit.largest)}
+    bounded = case.words("between", x="x", **ends)
     return Advice(
         "cast-overflow",
         f"the cast from {read.dtype if read and read.dtype else 'a wider dtype'} to {to} loses "
         f"range: largest magnitude {say(top)}, limit {say(limit.largest)}{then(case)}.",
-        "use bfloat16 instead of float16, scale the values first, or "
-        f"x.clamp(-{say(limit.largest)}, {say(limit.largest)}) before the cast",
+        f"use bfloat16 instead of float16, scale the values first, or {bounded} before the cast",
     )
 
 

@@ -16,7 +16,7 @@ from tracelens.analysis.rules.case import (
 )
 from tracelens.analysis.state import Bad
 
-_NORMS = "norm linalg_vector_norm linalg_matrix_norm frobenius_norm dist"
+_NORMS = "norm linalg_vector_norm linalg_matrix_norm frobenius_norm dist euclidean_norm"
 _DISTANCES = "cdist _cdist_forward _cdist _euclidean_dist pairwise_distance _pdist_forward"
 
 
@@ -27,11 +27,13 @@ def sqrt_gradient_at_zero(case: Case) -> Advice | None:
     bottom = low(case.read())
     measured = f" (forward input min {say(bottom)})" if bottom is not None else ""
     zero = "; the incoming gradient is 0 there: 0 / 0 = nan" if case.kind is Bad.NAN else ""
+    bounded = case.words("at-least", x="x", low=tiny(case.dtype))
     return Advice(
         "sqrt-gradient-at-zero",
         f"the derivative of {case.subject} is infinite at 0{measured}: the backward pass divides "
         f"by 0{zero}{then(case)}.",
-        f"torch.sqrt(x.clamp_min({tiny(case.dtype)})) or torch.sqrt(x + 1e-8)",
+        f"{case.words('function', name='sqrt', x=bounded)} or "
+        f"{case.words('function', name='sqrt', x='x + 1e-8')}",
     )
 
 
@@ -40,12 +42,13 @@ def root_of_negative(case: Case) -> Advice | None:
     bottom = low(case.read())
     if case.kind is not Bad.NAN or case.backward or (bottom is not None and bottom >= 0):
         return None
+    bounded = case.words("at-least", x="x", low="0" if case.subject == "sqrt" else "1e-12")
     return Advice(
         "sqrt-of-negative",
         f"{shown(case.op)} of a negative number: input min {say(bottom)}{then(case)}. A value "
         "that should be 0 often comes out slightly negative by rounding (E[x^2] - E[x]^2).",
-        f"torch.{case.subject}(x.clamp_min({'0' if case.subject == 'sqrt' else '1e-12'})), or "
-        "torch.var, which cannot become negative",
+        f"{case.words('function', name=case.subject, x=bounded)}, or {case.words('variance')}, "
+        "which cannot become negative",
     )
 
 
@@ -57,7 +60,8 @@ def rsqrt_of_zero(case: Case) -> Advice | None:
     return Advice(
         "rsqrt-of-zero",
         f"{shown(case.op)} is 1 / sqrt(x), infinite at 0: input min {say(bottom)}{then(case)}.",
-        "torch.rsqrt(x + 1e-5), as normalisation layers do with eps",
+        f"{case.words('function', name='rsqrt', x='x + 1e-5')}, as normalisation layers do with "
+        f"{case.words('eps')}",
     )
 
 
@@ -69,8 +73,8 @@ def norm_gradient_at_zero(case: Case) -> Advice | None:
         "norm-gradient-at-zero",
         f"the gradient of {case.subject} divides by the norm, which is 0 for a zero vector (or two "
         f"equal points): x / 0{then(case)}.",
-        "torch.sqrt((x * x).sum(-1) + 1e-12) instead of the norm, or skip the zero rows; "
-        "F.normalize(x, eps=1e-6) for unit vectors",
+        f"{case.words('norm-by-hand')} instead of the norm, or skip the zero rows; "
+        f"{case.words('unit-vectors')} for unit vectors",
     )
 
 
@@ -84,7 +88,7 @@ def norm_overflow(case: Case) -> Advice | None:
         "norm-overflow",
         f"{shown(case.op)} sums squares: largest magnitude {say(top)}, and "
         f"{say(limit.sqrt_limit)} already squares past the range of {case.dtype}{then(case)}.",
-        "x.float().norm() (or float64), or divide by x.abs().max() first",
+        f"{case.words('wide-norm')} (or float64), or divide by {case.words('largest')} first",
     )
 
 
@@ -95,7 +99,7 @@ def weight_norm_of_zero(case: Case) -> Advice | None:
         f"{shown(case.op)} divides a weight by its norm, which is 0 for a weight of zeros: "
         f"0 / 0{then(case)}.",
         "initialise the weight with something other than zeros before weight_norm is applied "
-        "(torch.nn.init.normal_(layer.weight, std=1e-3))",
+        f"({case.words('init-weight')})",
     )
 
 

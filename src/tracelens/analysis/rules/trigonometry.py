@@ -7,6 +7,12 @@ from tracelens.analysis.rules.case import Advice, Case, Table, high, low, say, s
 _UNIT = "acos asin arccos arcsin"
 
 
+def _inside(case: Case) -> str:
+    """Write the function of an input that is kept inside the open interval."""
+    bounded = case.words("between", x="x", low="-1 + 1e-6", high="1 - 1e-6")
+    return case.words("function", name=case.subject, x=bounded)
+
+
 def inverse_domain(case: Case) -> Advice | None:
     """``acos`` and ``asin`` beyond ±1."""
     bottom, top = low(case.read()), high(case.read())
@@ -16,7 +22,7 @@ def inverse_domain(case: Case) -> Advice | None:
         "trig-domain",
         f"{shown(case.op)} is defined on [-1, 1]: input min {say(bottom)}, max {say(top)}"
         f"{then(case)}. A cosine computed as a dot product passes 1 by rounding.",
-        f"torch.{case.subject}(x.clamp(-1 + 1e-6, 1 - 1e-6)), or torch.atan2(sin, cos)",
+        f"{_inside(case)}, or {case.words('atan2', y='sin', x='cos')}",
     )
 
 
@@ -30,7 +36,7 @@ def inverse_gradient(case: Case) -> Advice | None:
         "trig-gradient-at-edge",
         f"the derivative of {case.subject} is infinite at -1 and 1{measured}: the backward pass "
         f"divides by sqrt(1 - x^2) = 0{then(case)}.",
-        f"torch.{case.subject}(x.clamp(-1 + 1e-6, 1 - 1e-6)), or torch.atan2(sin, cos)",
+        f"{_inside(case)}, or {case.words('atan2', y='sin', x='cos')}",
     )
 
 
@@ -43,7 +49,7 @@ def atanh_edge(case: Case) -> Advice | None:
         "open-interval-domain",
         f"{case.subject} is infinite at -1 and 1 and undefined beyond: input min {say(bottom)}, "
         f"max {say(top)}{then(case)}.",
-        f"torch.{case.subject}(x.clamp(-1 + 1e-6, 1 - 1e-6))",
+        _inside(case),
     )
 
 
@@ -56,7 +62,7 @@ def acosh_domain(case: Case) -> Advice | None:
         "trig-domain",
         f"{case.subject} is defined from 1 on, with an infinite slope there: input min "
         f"{say(bottom)}{then(case)}.",
-        "torch.acosh(x.clamp_min(1 + 1e-6))",
+        case.words("function", name="acosh", x=case.words("at-least", x="x", low="1 + 1e-6")),
     )
 
 
@@ -64,10 +70,11 @@ def atan2_gradient(case: Case) -> Advice | None:
     """``atan2(0, 0)`` has no gradient: it divides by ``x**2 + y**2``."""
     if not case.backward:
         return None
+    moved = case.words("where", condition="(x == 0) & (y == 0)", x="1", y="x")
     return Advice(
         "atan2-gradient-at-origin",
         f"the gradient of atan2(y, x) divides by x^2 + y^2, which is 0 at the origin{then(case)}.",
-        "move the points off the origin: torch.atan2(y, torch.where((x == 0) & (y == 0), 1, x))",
+        f"move the points off the origin: {case.words('atan2', y='y', x=moved)}",
     )
 
 
