@@ -115,7 +115,7 @@ def _classify(code: CodeType) -> _Code:
     file = code.co_filename
     if sources.USER_FILES.owns(file):
         return _Code.USER
-    phase = sources._phase_of(file, code.co_name)
+    phase = sources.phase_of_frame(file, code.co_name)
     if phase is Phase.BACKWARD:
         return _Code.BACKWARD
     if phase is Phase.OPTIMIZER:

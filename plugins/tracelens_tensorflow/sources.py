@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +11,47 @@ from tensorflow.python.util import tf_stack
 
 from tracelens.events import Phase, Source
 from tracelens.userframes import UserFiles, directory_of, source_at
+from tracelens_tensorflow import autographed
 
 USER_FILES = UserFiles(
     libraries=("tensorflow", "keras", "tf_keras", "tensorboard", "tensorflow_estimator"),
     directories=(directory_of("tensorflow"), Path(__file__).parent),
-    parts=("__autograph_generated_file",),
+    parts=(autographed.GENERATED,),
 )
 """The test for the user's own files in a process that uses TensorFlow."""
 
-_BACKWARD = (
-    "python/eager/backprop.py",
-    "python/ops/gradients_util.py",
-    "python/ops/gradients_impl.py",
-)
+
+class _Part(IntEnum):
+    """What the file of a frame is a part of."""
+
+    NOTHING = 0
+    USER = 1
+    BACKWARD = 2
+    OPTIMIZER = 3
+    DATA = 4
+    DATA_LOOP = 5
+    METRICS = 6
+    LOADED = 7
+
+
+_ENDINGS = {
+    "python/eager/backprop.py": _Part.BACKWARD,
+    "python/ops/gradients_util.py": _Part.BACKWARD,
+    "python/ops/gradients_impl.py": _Part.BACKWARD,
+    "python/data/ops/structured_function.py": _Part.DATA,
+    # The body of a loop over a dataset is a function of tf.data too, but no part of a pipeline.
+    "python/data/ops/dataset_autograph.py": _Part.DATA_LOOP,
+    "src/trainers/compile_utils.py": _Part.METRICS,
+    "python/keras/metrics.py": _Part.METRICS,
+    "saved_model/function_deserialization.py": _Part.LOADED,
+    "framework/importer.py": _Part.LOADED,
+}
+_PHASES = {
+    _Part.BACKWARD: Phase.BACKWARD,
+    _Part.DATA: Phase.DATA,
+    _Part.METRICS: Phase.OTHER,
+}
 _OPTIMIZER_CALLS = frozenset(("apply", "apply_gradients", "_distributed_apply", "update_step"))
-_DATA = ("python/data/ops/structured_function.py",)
-_DATA_LOOP = "python/data/ops/dataset_autograph.py"
-_METRICS = ("src/metrics/", "src/trainers/compile_utils.py", "python/keras/metrics.py")
-_LOADED = ("saved_model/function_deserialization.py", "framework/importer.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,20 +84,23 @@ def place_of(op: Any) -> Place:
     trace = op.traceback or ()  # ops that were rebuilt from a definition have none
     for position in range(len(trace) - 1, -1, -1):
         frame = trace[position]
-        file, function = frame.filename, frame.name
-        if USER_FILES.owns(file):
-            if source is None:
-                source = source_at(file, frame.lineno, function)
-                own = phase is None
+        part = _parts.get(frame.filename)
+        if part is None:
+            part = _parts[frame.filename] = _part_of(frame.filename)
+        if part is _Part.NOTHING:
             continue
-        if source is None and file.endswith(_LOADED):
-            exact = False
-        # The body of a loop over a dataset is a function of tf.data too, but no part of a pipeline.
-        in_loop = in_loop or file.endswith(_DATA_LOOP)
-        if phase is None:
-            phase = _phase_of(file, function)
-            if phase is Phase.DATA and in_loop:
-                phase = None
+        if part is _Part.USER:
+            if source is None:
+                source = source_at(frame.filename, frame.lineno, frame.name)
+                own = phase is None
+        elif part is _Part.LOADED:
+            exact = exact and source is not None
+        elif part is _Part.DATA_LOOP:
+            in_loop = True
+        elif phase is None and part is _Part.OPTIMIZER:
+            phase = Phase.OPTIMIZER if frame.name in _OPTIMIZER_CALLS else None
+        elif phase is None and not (part is _Part.DATA and in_loop):
+            phase = _PHASES[part]
         if source is not None and phase is not None:
             break
     return Place(source, exact, phase, own)
@@ -92,13 +119,28 @@ def calling_line() -> Source | None:
     return None
 
 
-def _phase_of(file: str, function: str) -> Phase | None:
-    if file.endswith(_BACKWARD):
-        return Phase.BACKWARD
-    if function in _OPTIMIZER_CALLS and "optimizer" in file:
-        return Phase.OPTIMIZER
-    if file.endswith(_DATA):
-        return Phase.DATA
-    if any(part in file for part in _METRICS):
-        return Phase.OTHER
-    return None
+def phase_of_frame(file: str, function: str) -> Phase | None:
+    """Return the phase that a frame by itself tells, ``None`` if it tells none.
+
+    Args:
+        file: of its code.
+        function: name of its code.
+    """
+    part = _part_of(file)
+    if part is _Part.OPTIMIZER:
+        return Phase.OPTIMIZER if function in _OPTIMIZER_CALLS else None
+    return _PHASES.get(part)
+
+
+_parts: dict[str, _Part] = {}
+
+
+def _part_of(file: str) -> _Part:
+    if USER_FILES.owns(file):
+        return _Part.USER
+    for ending, part in _ENDINGS.items():
+        if file.endswith(ending):
+            return part
+    if "src/metrics/" in file:
+        return _Part.METRICS
+    return _Part.OPTIMIZER if "optimizer" in file else _Part.NOTHING
