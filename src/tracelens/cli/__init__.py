@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from keyword import iskeyword
 
 from tracelens import __version__
 from tracelens.cli._command import Command
@@ -26,6 +27,7 @@ VERBS = (
     "verify",
     "repair",
     "export",
+    "import",
     "stacks",
     "attach",
     "doctor",
@@ -73,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _load(verb: str) -> Command:
-    module = import_module(f"tracelens.cli.{verb}")
+    module = import_module(f"tracelens.cli.{verb}_" if iskeyword(verb) else f"tracelens.cli.{verb}")
     command: Command = getattr(module, verb.capitalize())()
     return command
 

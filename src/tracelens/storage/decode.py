@@ -189,9 +189,10 @@ def stats_of(part: Mapping[str, Any]) -> Stats:
 
 def tensor_entry(entry: Any) -> _Tensor:
     """Return ``(dtype, shape, device)`` of a layout entry; unknown parts are empty or None."""
-    if not isinstance(entry, list) or len(entry) < 2 or not isinstance(entry[1], list):
+    if not isinstance(entry, list) or len(entry) < 2 or not isinstance(entry[1], list | None):
         return _UNKNOWN
-    shape = tuple(int(size) for size in entry[1] if isinstance(size, int))
+    sizes = entry[1]
+    shape = None if sizes is None else tuple(int(n) for n in sizes if isinstance(n, int))
     return str(entry[0]), shape, str(entry[2]) if len(entry) > 2 else ""
 
 

@@ -70,6 +70,7 @@ class ShardWriter:
         framework: str = "torch",
         on_full: str = "drop",
         world_size: int | None = None,
+        host: str | None = None,
     ) -> None:
         """Create the shard's files, and start the process that seals them.
 
@@ -81,6 +82,7 @@ class ShardWriter:
             framework: framework recorded.
             on_full: ``drop`` or ``block``.
             world_size: ranks of the run; ``WORLD_SIZE`` of the environment, or 1.
+            host: where what is recorded ran, if not here.
 
         Raises:
             SessionError: the path holds something else, or a trace of this rank.
@@ -102,7 +104,7 @@ class ShardWriter:
         self._tensors: TensorStore | None = None
         self._kept = np.empty(0, dtype=np.int64)
         self._state = ShardState(
-            self.shard, rank, attempt, socket.gethostname(), os.getpid(), framework, mode
+            self.shard, rank, attempt, host or socket.gethostname(), os.getpid(), framework, mode
         )
         self._open_files(
             ring_bytes or (STREAM_RING_BYTES if mode == "stream" else FLIGHT_RING_BYTES)

@@ -1,0 +1,69 @@
+"""``tracelens import``: another tool's recording as a trace."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from tracelens.cli._command import Command, add_json
+from tracelens.cli._output import print_json
+from tracelens.cli._progress import progress_bar
+from tracelens.errors import EXIT_OK
+
+
+class Import(Command):
+    """Turn another tool's recording into a trace, so that every verb works on it.
+
+    Reads the folder that tfdbg v2 (tf.debugging.experimental.enable_dump_debug_info) writes.
+    What is damaged is left out and told; the rest is imported.
+    """
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the recording and the trace."""
+        from tracelens.convert.importers import IMPORTERS
+
+        parser.add_argument("recording", metavar="PATH", help="the other tool's file or folder")
+        parser.add_argument(
+            "-o", "--output", metavar="TRACE", help="default: the recording's name, .tltrace"
+        )
+        parser.add_argument(
+            "--from",
+            dest="importer",
+            choices=sorted(IMPORTERS),
+            help="which tool wrote it (default: told by what it is)",
+        )
+        parser.add_argument("--force", action="store_true", help="replace an existing trace")
+        add_json(parser)
+
+    def run(self, options: argparse.Namespace) -> int:
+        """Write the trace; its path is the output."""
+        from tracelens.importing import import_recording
+
+        recording = Path(options.recording)
+        target = Path(options.output or f"{recording.resolve().name}.tltrace")
+        with progress_bar("import") as progress:
+            result = import_recording(
+                recording,
+                target,
+                importer=options.importer,
+                force=options.force,
+                progress=progress,
+            )
+        for problem in result.problems:
+            print(f"tracelens: {problem}", file=sys.stderr)
+        if options.json:
+            print_json(
+                {
+                    "path": str(target),
+                    "ops": result.ops,
+                    "steps": result.steps,
+                    "findings": result.findings,
+                    "problems": list(result.problems),
+                }
+            )
+        else:
+            print(target)
+            told = f"{result.ops} ops in {result.steps} steps, {result.findings} findings"
+            print(f"tracelens: {told}: tracelens why {target}", file=sys.stderr)
+        return EXIT_OK
