@@ -23,6 +23,7 @@ from tracelens_tensorflow.replay import Replayer
 from tracelens_tensorflow.requirements import missing
 from tracelens_tensorflow.scaling import ScalingWatch
 from tracelens_tensorflow.sentinel import Sentinel
+from tracelens_tensorflow.tensorslevel import ValueCapture
 from tracelens_tensorflow.twin import Builder, Part
 from tracelens_tensorflow.variables import name_variables
 
@@ -65,6 +66,10 @@ class TensorFlowBackend:
         self._placement = Placement(session)
         self._eager = EagerOps(session, self._recorder, self._sentinel.report)
         self._ops: OpsLevel | None = None
+        self._values: ValueCapture | None = None
+        if session.config.capture == "tensors":
+            self._values = ValueCapture(session, self._recorder.value_id)
+            self._install("values", self._values.install)
         self._active = True
         self._calls = Calls(session, self._builder, self)
         self._keras = KerasWatch(session)
@@ -102,6 +107,8 @@ class TensorFlowBackend:
         self._eager.begin_step(active=active)
         if self._ops is not None:
             self._ops.begin_step(step, active=active)
+        if self._values is not None:
+            self._values.begin_step(step, active=active)
 
     def end_step(self, step: int) -> dict[str, Any]:
         """A step ended. Returns its counters, and the scalars that Keras or a session gave."""
@@ -195,6 +202,9 @@ class TensorFlowBackend:
 
     def _tape_asked(self, sinks: list[marks.Sink]) -> None:
         """An eager tape gave gradients."""
+        if self._values is not None:
+            for tensor, sink, name in sinks:
+                self._values.keep(f"{name}.grad" if sink == "gradient" else name, tensor)
         bad = [
             hits.sink_fields(sink, name, self._step(), tensor, self._recorder.value_id(tensor))
             for tensor, sink, name in sinks
@@ -235,13 +245,9 @@ class TensorFlowBackend:
         if self._ops is None:
             self._ops = OpsLevel(session, self._recorder, self._may_use_ops)
             self._uninstall.append(self._ops.stop)
+            self._ops.by_op.values = self._values
             self._ops.begin_step(session.current_step, active=self._active)
         return self._ops
-
-    def _called_bad(self, call: Call, sinks: list[dict[str, Any]]) -> None:
-        self._sentinel.report(sinks)
-        if self._session is not None and self._session.config.nonfinite in ("raise", "break"):
-            self._session.explain_pending()
 
     def _may_use_ops(self) -> bool:
         engine = self._session.config.engine if self._session is not None else None
@@ -264,8 +270,15 @@ class TensorFlowBackend:
         return self._session.current_step if self._session is not None else 0
 
     def _looked_at(self, sink: str, value: Any, name: str) -> bool:
+        if isinstance(value, tf.Variable) and tf.executing_eagerly():
+            value = value.value()
         if not _is_eager(value):
+            if isinstance(value, tf.Tensor):
+                # While a function is traced: looked at each time it runs.
+                marks.mark(value, sink, name)
             return isinstance(value, tf.Tensor | tf.Variable)
+        if self._values is not None and sink == "tap":
+            self._values.keep(name, value)
         if tensors.is_bad(value):
             self._report(sink, value, name)
         return True

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tracelens.session import Session
     from tracelens_tensorflow.calls import Call
     from tracelens_tensorflow.recording import Recorder
+    from tracelens_tensorflow.tensorslevel import Places, ValueCapture
 
 OnOp = Callable[["tf.Operation", Sequence[Any]], None]
 
@@ -53,7 +54,7 @@ class ByOp:
 
     Attributes:
         hits: ops with a bad output, since the caller set it to 0.
-        on_op: told of each op and its outputs (values are captured).
+        values: stores the values of chosen tensors; None if none are.
     """
 
     def __init__(self, session: Session, recorder: Recorder) -> None:
@@ -69,7 +70,7 @@ class ByOp:
         self._clock = 0
         self._failed = False
         self.hits = 0
-        self.on_op: OnOp | None = None
+        self.values: ValueCapture | None = None
 
     def run(self, call: Call) -> tuple[list[Any], list[dict[str, Any]]]:
         """Run a call with all its side effects, each op recorded.
@@ -93,7 +94,8 @@ class ByOp:
         unknown = [arg for arg in call.args if tensors.is_float(arg) and recorder.value_id(arg) < 0]
         recorder.register_data(unknown)
         wanted = self._sinks_of(call)
-        on_op = self._heard(wanted)
+        chosen = self.values.places_of(call.function) if self.values is not None else {}
+        on_op = self._heard(wanted, chosen)
         self._clock = time.monotonic_ns()
         outputs = Interpreter(on_op).run(call.graph, call.args)
         sinks = [
@@ -102,7 +104,7 @@ class ByOp:
         ]
         return outputs, sinks
 
-    def _heard(self, wanted: dict[int, list[tuple[int, str, str]]]) -> Any:
+    def _heard(self, wanted: dict[int, list[tuple[int, str, str]]], chosen: Places) -> Any:
         records, known_ops = self._records, self._known
         epoch = self._session.writer.epoch_monotonic_ns
         clock = time.monotonic_ns
@@ -110,6 +112,10 @@ class ByOp:
         def on_op(op: tf.Operation, inputs: list[Any], outputs: list[Any]) -> None:
             try:
                 record(op, inputs, outputs)
+                places = chosen.get(id(op)) if chosen else None
+                if places and self.values is not None:
+                    self.values.store(places, outputs)
+                    self._clock = clock()
             except Exception as error:  # the program's ops go on
                 self._fail(op, error)
 
@@ -142,8 +148,6 @@ class ByOp:
             if bad:
                 self.hits += 1
                 self._see(op, op_id, wanted, seen)
-            if self.on_op is not None:
-                self.on_op(op, outputs)
             self._clock = clock()
 
         return on_op

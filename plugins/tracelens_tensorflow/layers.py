@@ -25,6 +25,10 @@ _MODULES = (
 _MARK = "__tracelens__"
 
 
+on_output: list[Callable[[str, Any], None]] = []
+"""Told of each layer's path and what its call returned, symbolic or eager; may not raise."""
+
+
 def current_path() -> str:
     """Return the path of the layer that this thread is calling (``"encoder/dense_1"``)."""
     return current.path()
@@ -68,7 +72,10 @@ def _wrap(base: Any) -> Callable[[], None]:
             return original(self, *args, **kwargs)
         stack.append(path)
         try:
-            return original(self, *args, **kwargs)
+            result = original(self, *args, **kwargs)
+            for told in on_output:
+                told(path, result)
+            return result
         finally:
             stack.pop()
             if graph is not None:

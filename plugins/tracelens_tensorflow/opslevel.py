@@ -91,7 +91,7 @@ class OpsLevel:
             return None
         if not self._begun:
             self._begin()
-        probed = self._probed(call.function)
+        probed = None if self._chosen(call) else self._probed(call.function)
         if probed is not None:
             return self._run_probed(call, probed)
         try:
@@ -101,6 +101,11 @@ class OpsLevel:
             self._note(f"{call.name} is not recorded op by op: {reason}")
             return None
         return outputs
+
+    def _chosen(self, call: Call) -> bool:
+        """Tell whether values are to be stored, which only a run op by op can read."""
+        values = self.by_op.values
+        return values is not None and bool(values.places_of(call.function))
 
     def take_sinks(self) -> list[dict[str, Any]] | None:
         """Return the sinks of the call that ran last, as fields of ``sink`` events, once.

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tracelens.events import SLOT_BITS
+from tracelens.captured import CapturedValues
 
 if TYPE_CHECKING:
     from tracelens.session import Session
@@ -40,14 +39,9 @@ class ValueCapture:
         modules: ModuleNames,
         value_id: Callable[[torch.Tensor], int],
     ) -> None:
-        self._session = session
+        self._values = CapturedValues(session)
         self._modules = modules
         self._value_id = value_id
-        self._patterns = session.config.tensors
-        self._left_bytes = session.config.tensor_budget_bytes
-        self._spent = False
-        self._step = session.current_step
-        self._active = True
         self._handle: Any = None
 
     def install(self) -> None:
@@ -62,49 +56,27 @@ class ValueCapture:
 
     def step(self, step: int, active: bool) -> None:
         """A step begins; nothing of an inactive one is stored."""
-        self._step, self._active = step, active
+        self._values.step, self._values.active = step, active
 
     def keep(self, name: str, tensor: torch.Tensor) -> bool:
         """Store a tensor's values under a name if a pattern asks for them; tell whether."""
-        if not self._active or self._spent or not self._wanted(name):
+        if not self._values.open or not self._values.wanted(name):
             return False
         if tensor.layout is not torch.strided or tensor.is_meta:
             return False
-        size_bytes = tensor.numel() * tensor.element_size()
-        if size_bytes > self._left_bytes:
-            self._spent = True
-            self._session.note(
-                "drop",
-                f"the budget for tensor values is spent at {name!r}; "
-                "raise tensor_budget_bytes= or name fewer tensors",
-                severity="warning",
-            )
+        if not self._values.reserve(name, tensor.numel() * tensor.element_size()):
             return False
-        self._left_bytes -= size_bytes
-        value_id = self._value_id(tensor)
         with torch.no_grad():
             plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
             stored = _STORED_AS.get(plain.dtype)
             array = (plain.view(stored) if stored is not None else plain).numpy()
-        self._session.writer.tensor(
-            value_id,
-            name,
-            array.tobytes(),
-            str(tensor.dtype).removeprefix("torch."),
-            [int(size) for size in tensor.shape],
-            self._step,
-            value_id >> SLOT_BITS if value_id >= 0 else -1,
-        )
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        shape = [int(size) for size in tensor.shape]
+        self._values.store(name, self._value_id(tensor), array.tobytes(), dtype, shape)
         return True
 
-    def _wanted(self, name: str) -> bool:
-        return any(
-            fnmatchcase(name, pattern) or fnmatchcase(name.rpartition("/")[0], pattern)
-            for pattern in self._patterns
-        )
-
     def _on_forward(self, module: Any, args: Any, output: Any) -> None:
-        if not self._active or self._spent:
+        if not self._values.open:
             return
         name = self._modules.of(module, sys._getframe(1))
         outputs = output if isinstance(output, (tuple, list)) else (output,)
