@@ -32,6 +32,7 @@ class _Part(IntEnum):
     DATA_LOOP = 5
     METRICS = 6
     LOADED = 7
+    GENERATED = 8
 
 
 _ENDINGS = {
@@ -89,9 +90,9 @@ def place_of(op: Any) -> Place:
             part = _parts[frame.filename] = _part_of(frame.filename)
         if part is _Part.NOTHING:
             continue
-        if part is _Part.USER:
+        if part is _Part.USER or part is _Part.GENERATED:
             if source is None:
-                source = source_at(frame.filename, frame.lineno, frame.name)
+                source = _source_of(frame)
                 own = phase is None
         elif part is _Part.LOADED:
             exact = exact and source is not None
@@ -114,9 +115,18 @@ def calling_line() -> Source | None:
     trace = tf_stack.extract_stack()
     for position in range(len(trace) - 1, -1, -1):
         frame = trace[position]
-        if USER_FILES.owns(frame.filename):
-            return source_at(frame.filename, frame.lineno, frame.name)
+        source = _source_of(frame)
+        if source is not None:
+            return source
     return None
+
+
+def _source_of(frame: Any) -> Source | None:
+    """Return a frame's place in the user's code, ``None`` if it is not the user's."""
+    file, line, function = frame.filename, frame.lineno, frame.name
+    if autographed.GENERATED in file:
+        file, line, function = autographed.origin_of(file, line) or (file, line, function)
+    return source_at(file, line, function) if USER_FILES.owns(file) else None
 
 
 def phase_of_frame(file: str, function: str) -> Phase | None:
@@ -138,6 +148,8 @@ _parts: dict[str, _Part] = {}
 def _part_of(file: str) -> _Part:
     if USER_FILES.owns(file):
         return _Part.USER
+    if autographed.GENERATED in file:
+        return _Part.GENERATED
     for ending, part in _ENDINGS.items():
         if file.endswith(ending):
             return part
