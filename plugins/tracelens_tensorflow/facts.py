@@ -165,7 +165,7 @@ def _examine(op: Any, depth: int) -> _Known:
         source, exact = of_forward.source, of_forward.exact and not between
     elif not place.own:
         exact = False
-    return _Known(source, exact, module or of_forward.module, phase, OpRef(forward))
+    return _Known(source, exact, module or of_forward.module, phase, weakref.ref(forward))
 
 
 def _caller_of(graph: Any) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import re
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -92,7 +93,7 @@ def _record_gradient(
     forward = _symbolic_op(outputs)
     if forward is not None and (attrs is None or type(attrs) is tuple):
         attrs = _Attributes(attrs or ())
-        attrs.forward = OpRef(forward)
+        attrs.forward = weakref.ref(forward)
     return original(op_name, inputs, attrs, outputs)
 
 
@@ -108,7 +109,7 @@ def _record_operation(
     """Note what the backward function of a called function or a custom gradient makes."""
     forward = _symbolic_op(output_tensors)
     if forward is not None and callable(backward_function):
-        reference, function = OpRef(forward), backward_function
+        reference, function = weakref.ref(forward), backward_function
 
         @functools.wraps(function)
         def backward_function(*out_grads: Any) -> Any:
@@ -122,7 +123,7 @@ def _maybe_compile(
     original: Callable[..., Any], scope: Any, op: Any, func: Any, grad_fn: Any
 ) -> Any:
     """Note what a gradient function makes outside of tapes."""
-    with _gradient_of(OpRef(op), ()):
+    with _gradient_of(weakref.ref(op), ()):
         return original(scope, op, func, grad_fn)
 
 
@@ -130,7 +131,7 @@ def _aggregated_grads(
     original: Callable[..., Any], grads: Any, op: Any, *rest: Any, **named: Any
 ) -> Any:
     """Note the sum of the gradients that reach an op."""
-    with _gradient_of(OpRef(op), ()):
+    with _gradient_of(weakref.ref(op), ()):
         return original(grads, op, *rest, **named)
 
 
@@ -184,7 +185,7 @@ def _watch_tape() -> Callable[[], None]:
         forward = getattr(attrs, "forward", None)
         if forward is None:
             found = _symbolic_op(outputs)
-            forward = None if found is None else OpRef(found)
+            forward = None if found is None else weakref.ref(found)
         with _gradient_of(forward, out_grads):
             return original(*arguments)
 

@@ -12,7 +12,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import tensorflow as tf
 from tensorflow.python.framework import ops
@@ -22,19 +22,8 @@ _FIRST_ID = 2
 """Ids 0 and 1 of a graph are its source and sink, which are no operations."""
 
 
-class OpRef:
-    """An op that its graph may outlive: kept by number, so that it keeps no graph alive."""
-
-    __slots__ = ("_graph", "number")
-
-    def __init__(self, op: Any) -> None:
-        self._graph = weakref.ref(op.graph)
-        self.number = int(op._id)
-
-    def __call__(self) -> tf.Operation | None:
-        """Return the op, ``None`` if its graph is gone."""
-        graph = self._graph()
-        return None if graph is None else op_numbered(graph, self.number)
+OpRef: TypeAlias = "weakref.ref[tf.Operation]"
+"""An op that must not keep its graph alive. The graph keeps the op alive."""
 
 
 @dataclass(slots=True)
@@ -146,14 +135,6 @@ def called_in(graph: Any, caller: Any, name: str) -> Any:
 def next_number(graph: Any) -> int:
     """Return the number that the next op of a graph will have."""
     return int(graph.num_operations()) + _FIRST_ID
-
-
-def op_numbered(graph: Any, number: int) -> tf.Operation | None:
-    """Return an op of a graph by its number, ``None`` if there is none."""
-    table = getattr(graph, "_nodes_by_id", None)
-    if table is None:
-        return next((op for op in graph.get_operations() if op._id == number), None)
-    return table[number] if number in table else None  # noqa: SIM401 (it has no get)
 
 
 def open_graph() -> Any:
