@@ -340,9 +340,10 @@ def hands_over(op: Op) -> bool:
 def looks_like_mask(stats: Stats | None) -> bool:
     """Tell whether a value with Infs looks written on purpose: a mask, an initial value.
 
-    Its finite part is one constant (0 in additive masks) or absent, or it holds only -Inf.
+    Its finite part is one constant (0 in additive masks) or absent, or it holds only -Inf. Nobody
+    writes Infs of both signs into one mask.
     """
-    if stats is None or stats.nan:
+    if stats is None or stats.nan or (stats.posinf and stats.neginf):
         return False
     if stats.nonfinite == stats.numel or stats.posinf == 0:
         return True
