@@ -141,7 +141,9 @@ def test_the_runs_screen_lists_states(nan_trace: Path, size: tuple[int, int]) ->
     TraceBuilder(nan_trace.with_name("live.tltrace"))
     newer = nan_trace.with_name("newer.tltrace")
     newer.mkdir()
-    (newer / "manifest.json").write_text('{"format": "tracelens", "version": "9.0"}')
+    (newer / "manifest.json").write_text(
+        '{"format": "tracelens", "version": "9.0", "min_reader": "9.0"}'
+    )
 
     async def script(pilot: Pilot[int]) -> None:
         await shows(pilot, "■ closed", "✝ killed", "● live", "! unreadable")

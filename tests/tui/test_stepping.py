@@ -161,13 +161,13 @@ def test_a_filter_shows_only_what_passes_and_F_shows_all(nan_trace: Path) -> Non
     async def script(pilot: Pilot[int]) -> None:
         table = pilot.app.screen.query_one("#ops")
         await enter(pilot, "f", "op~exp and step:1-2")
-        await until(pilot, lambda: table.row_count == 2)
+        await until(pilot, lambda: table.row_count == 4)
         await at(pilot, 11)
         await press(pilot, "down")
-        await at(pilot, 19)
+        await at(pilot, 14)
         await press(pilot, "F")
         await until(pilot, lambda: table.row_count == 24)
-        assert table.cursor == 19
+        assert table.cursor == 14
 
     run(nan_trace, script)
 

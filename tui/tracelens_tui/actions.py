@@ -101,11 +101,11 @@ class Actions(App[int]):
         assert self.model is not None
         answer, stop = move.answer, move.answer.stop
         self.model.breaks, self.model.marks = move.breaks, move.marks
-        if answer.moved and move.op is not None:
+        if move.op is not None and (answer.moved or move.frame != self.model.frame):
             self.stop_following()
-            if move.frame is not None or self.model.frame is not None:
-                self.model.op, self.model.frame = move.op, move.frame
-            self.set_position(move.position, move.op)
+            self.set_position(move.position, move.op, move.frame)
+            if not answer.moved:
+                return  # the source pane shows the frame that `up` or `down` chose
         else:
             self.tell_news()
         if answer.request == "quit":

@@ -11,7 +11,7 @@ from textual.app import App
 from textual.binding import BindingType
 
 from tracelens.errors import TraceLensError
-from tracelens.events import Op
+from tracelens.events import Op, Source
 from tracelens_tui import keymap
 from tracelens_tui.actions import Actions
 from tracelens_tui.live import Live
@@ -126,14 +126,18 @@ class TraceLensApp(Actions, Live, App[int]):
         """Open another trace, once the screen that asked for it has finished."""
         self.run_worker(self.open(path), group="open", exclusive=True)
 
-    def set_position(self, position: int, op: Op | None) -> None:
-        """Make an op the current one and tell the screen."""
+    def set_position(self, position: int, op: Op | None, frame: Source | None = None) -> None:
+        """Make an op the current one and tell the screen.
+
+        Args:
+            position: its position among all ops.
+            op: the op; ``None`` while it is being read.
+            frame: the source line to show, if it is not the op's own.
+        """
         model = self.model
         if model is None:
             return
-        if model.op is not op:
-            model.frame = None
-        model.position, model.op = position, op
+        model.position, model.op, model.frame = position, op, frame
         if isinstance(self.screen, TraceScreen):
             self.screen.moved()
 

@@ -179,8 +179,12 @@ class TraceModel:
 
     async def read_story(self) -> Story:
         """Read findings, steps and problems."""
-        self.story = await self.work.ask(partial(_story, rank=self.rank))
-        return self.story
+        story = await self.work.ask(partial(_story, rank=self.rank))
+        # Damage is found where it is read, and the two readers do not read the same.
+        seen = await self.pages.ask(lambda reader: reader.health().lines())
+        story.problems = list(dict.fromkeys([*story.problems, *seen]))
+        self.story = story
+        return story
 
 
 def _linked_ports(reader: TraceReader, op: Op, rank: int) -> list[Port]:

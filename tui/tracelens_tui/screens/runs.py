@@ -79,9 +79,7 @@ class RunsScreen(TraceScreen):
     async def _list(self) -> None:
         found = await asyncio.to_thread(runs.find, self.tracelens.directory)
         table = self.query_one(RunsTable)
-        where = fit(str(self.tracelens.directory), 60, keep_end=True)
-        table.show(Listing(found), empty=f"no *.tltrace below {where}: record one with "
-                   "`tracelens run script.py`")  # fmt: skip
+        table.show(Listing(found), empty="nothing was recorded here: tracelens run script.py")
         for at, run in enumerate(found):
             found[at] = await asyncio.to_thread(partial(runs.look_into, run))
             table.refresh()

@@ -26,7 +26,7 @@ class Heatmap(Widget, can_focus=True):
     """Draws a grid; a cell with a NaN shows ``✖``, with an Inf ``∞``, whatever its colour."""
 
     DEFAULT_CSS = """
-    Heatmap { background: $background; height: 1fr; }
+    Heatmap { background: $background; height: 1fr; width: 1fr; }
     Heatmap > .heatmap--bad { color: $text-error; text-style: bold; }
     Heatmap > .heatmap--scale { color: $quiet; }
     """

@@ -86,7 +86,7 @@ class VirtualTable(ScrollView, can_focus=True):
         Binding("pageup,ctrl+b", "page(-1)", "page up", show=False, id="table.page_up"),
         Binding("pagedown,ctrl+f", "page(1)", "page down", show=False, id="table.page_down"),
         Binding("home", "jump_to(0)", "first row", show=False, id="table.home"),
-        Binding("end,G", "jump_to(-1)", "last row", show=False, id="table.end"),
+        Binding("end", "jump_to(-1)", "last row", show=False, id="table.end"),
         Binding("enter", "choose", "open", show=False, id="table.choose"),
     ]
 
