@@ -197,11 +197,16 @@ bool observer_mute(bool muted);
 // Holds the GIL for a call into Python and keeps the observer from watching what that runs.
 class PythonCall {
  public:
+  // How many of this thread are running: an exception raised inside of one would be lost.
+  static inline thread_local int running = 0;
+
   explicit PythonCall(bool& busy) : busy_(busy), was_busy_(busy), gil_(PyGILState_Ensure()) {
+    ++running;
     busy_ = true;
     PyErr_Fetch(&type_, &value_, &trace_);
   }
   ~PythonCall() {
+    --running;
     PyErr_Restore(type_, value_, trace_);
     busy_ = was_busy_;
     PyGILState_Release(gil_);

@@ -26,6 +26,18 @@ std::vector<Sink> Observer::take_tested() {
   return taken;
 }
 
+// Calls Python's part soon, in the user's frame that runs then: inside of a function that we called
+// its exception would be lost, so it is put off.
+static int wake(void* callable) {
+  if (PythonCall::running) {
+    Py_AddPendingCall(wake, callable);
+    return 0;
+  }
+  PyObject* done = PyObject_CallNoArgs(static_cast<PyObject*>(callable));
+  Py_XDECREF(done);
+  return done ? 0 : -1;
+}
+
 void Observer::sink(const char* kind, const std::string& name, int64_t op_id, int64_t value,
                     const at::TensorImpl* impl, bool keep) {
   Sink s = make_sink(kind, name, op_id, value, impl, keep);
@@ -34,14 +46,7 @@ void Observer::sink(const char* kind, const std::string& name, int64_t op_id, in
     if (sinks_.size() < 4096) sinks_.push_back(std::move(s));
   }
   sinks_pending.fetch_add(1);
-  if (wake_on_sink.load() && py_on_sink)
-    Py_AddPendingCall(
-        [](void* callable) {
-          PyObject* result = PyObject_CallNoArgs(static_cast<PyObject*>(callable));
-          Py_XDECREF(result);
-          return result ? 0 : -1;
-        },
-        py_on_sink);
+  if (wake_on_sink.load() && py_on_sink) Py_AddPendingCall(wake, py_on_sink);
 }
 
 std::vector<Sink> Observer::take_sinks() {
