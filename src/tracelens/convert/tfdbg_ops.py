@@ -6,16 +6,18 @@ from collections.abc import Callable
 
 from tracelens.convert import tfdbg_program as program
 from tracelens.convert.newtrace import NewTrace, described, hit_flags, site_keys, value_of
-from tracelens.convert.tfdbg_events import Execution, GraphOp, Trace
+from tracelens.convert.tfdbg_events import Execution, Trace
 from tracelens.convert.tfdbg_health import UNKNOWN, Health, health, layout_entry
-from tracelens.convert.tfdbg_program import GraphFacts, Graphs, Sources, module_of, short_device
+from tracelens.convert.tfdbg_made import MadeOp, MadeOps
+from tracelens.convert.tfdbg_program import GraphFacts, Graphs, Sources, short_device
 from tracelens.convert.tfdbg_values import NOTHING, Handle, Known, Values
-from tracelens.events import NO_ID, SLOT_BITS, OpFlag, Phase, Role, TensorFlag
+from tracelens.events import NO_ID, SLOT_BITS, OpFlag, Role, TensorFlag
 
 TENSOR_BUDGET_BYTES = 1 << 30
 """Values of a FULL_TENSOR dump that are kept."""
 
 _MAX_INPUTS = 64
+_MAX_LAYOUTS = 1 << 16
 
 
 class DumpOps:
@@ -47,7 +49,8 @@ class DumpOps:
         self._epoch_s = epoch_unix_ns / 1e9
         self._values = Values()
         self._op_ids: dict[tuple[str, str], tuple[int, int]] = {}
-        self._sites: dict[tuple[str, str], tuple[int, Phase]] = {}
+        self._made = MadeOps(trace, sources)
+        self._layouts: dict[tuple[object, ...], int] = {}
         self._active: dict[str, GraphFacts] = {}
         self._kept_bytes = 0
         self._step_ops = self._step_hits = 0
@@ -128,21 +131,17 @@ class DumpOps:
     def _write_graph_op(
         self, seen: Trace, graph: GraphFacts, found: Health, device: str, now_ns: int
     ) -> int:
-        op = graph.ops.get(seen.op_name)
-        site, phase = self._site_of(graph, seen.op_name)
-        reads = op is not None and op.op_type == "ReadVariableOp"
-        known = self._inputs_of(graph, op)
-        flags = hit_flags(found.bad)
-        if op is not None and op.op_type == "Const":
-            flags |= OpFlag.CONSTANT
-        n_outputs = max(op.n_outputs if op is not None else 1, seen.slot + 1)
+        made = self._made.of(graph, seen.op_name)
+        known = self._inputs_of(graph, made)
+        n_outputs = max(made.op.n_outputs if made.op is not None else 1, seen.slot + 1)
+        forward = self._op_ids.get(made.forward) if made.forward is not None else None
         op_id = self._trace.op(
-            site,
-            phase=phase,
-            flags=int(flags),
+            made.site,
+            phase=made.phase,
+            flags=made.flags | hit_flags(found.bad),
             step=self.n_steps,
             start_ns=now_ns,
-            fwd_op_id=self._forward_id(graph, seen.op_name),
+            fwd_op_id=forward[0] if forward is not None else NO_ID,
             layout=self._layout(known, found, n_outputs, seen.slot, device),
             inputs=[each.value_id for each in known],
             n_outputs=n_outputs,
@@ -151,51 +150,31 @@ class DumpOps:
         self._op_ids[seen.graph_id, seen.op_name] = op_id, self.n_steps
         self._count(bool(found.bad))
         if found.bad:
-            self._inputs_of_hit(op_id, known, found if reads else None)
+            self._inputs_of_hit(op_id, known, found if made.is_a("ReadVariableOp") else None)
         return op_id
 
-    def _inputs_of(self, graph: GraphFacts, op: GraphOp | None) -> list[Known]:
-        if op is None:
-            return []
-        inputs = program.data_inputs(op.inputs)
-        if op.op_type == "ReadVariableOp" and inputs:
-            return [self._values.variable(self._values.handle(graph, inputs[0]))]
-        if op.op_type == "Placeholder":
-            return [self._values.handed_in(graph, op.name)]
-        return [self._values.find(graph, name) for name in inputs]
-
-    def _forward_id(self, graph: GraphFacts, op_name: str) -> int:
-        forward = program.forward_of(graph, op_name)
-        known = self._op_ids.get((graph.graph_id, forward.name)) if forward else None
-        return known[0] if known is not None else NO_ID
-
-    def _site_of(self, graph: GraphFacts, op_name: str) -> tuple[int, Phase]:
-        key = graph.graph_id, op_name
-        known = self._sites.get(key)
-        if known is None:
-            op = graph.ops.get(op_name)
-            op_type = op.op_type if op is not None else op_name
-            made_for = program.forward_of(graph, op_name) or op  # a backward op has its line
-            source = self._sources.user_line(made_for.frames) if made_for is not None else None
-            site = {"op": op_type, **module_of(op_name, graph), **site_keys(source)}
-            phase = program.phase_of(op_type, op_name)
-            known = self._sites[key] = self._trace.intern("site", site), phase
-        return known
+    def _inputs_of(self, graph: GraphFacts, made: MadeOp) -> list[Known]:
+        values = self._values
+        if made.is_a("ReadVariableOp") and made.inputs:
+            return [values.variable(values.handle(graph, made.inputs[0]))]
+        if made.op is not None and made.is_a("Placeholder"):
+            return [values.handed_in(graph, made.op.name)]
+        return [values.find(graph, name) for name in made.inputs]
 
     def _updates(self) -> None:
         """Write this step's updates of variables by graphs: they put out nothing."""
         for graph in self._active.values():
             for op in graph.writes:
-                inputs = program.data_inputs(op.inputs)
+                made = self._made.of(graph, op.name)
+                inputs = made.inputs
                 known = [self._values.find(graph, name) for name in inputs[1:]]
                 if not any(each.step == self.n_steps for each in known):
                     continue
                 handle = self._values.handle(graph, inputs[0])
                 before = self._values.variable(handle)
-                site, phase = self._site_of(graph, op.name)
                 op_id = self._trace.op(
-                    site,
-                    phase=phase,
+                    made.site,
+                    phase=made.phase,
                     flags=int(OpFlag.INPLACE),
                     step=self.n_steps,
                     start_ns=self._last_ns,
@@ -398,9 +377,17 @@ class DumpOps:
         self, inputs: list[Known], found: Health, n_outputs: int, slot: int, device: str
     ) -> int:
         """Return the layout of an op of which one output is known."""
-        ins = [layout_entry(each.health, "") for each in inputs]
-        outs: list[list[object] | None] = [None] * n_outputs
-        if slot < n_outputs:
-            outs[slot] = layout_entry(found, device)
-        known = any(entry is not None for entry in (*ins, *outs))
-        return self._trace.intern("layout", {"in": ins, "out": outs}) if known else 0
+        shapes = [(each.health.dtype, each.health.shape) for each in inputs]
+        key = (*shapes, found.dtype, found.shape, n_outputs, slot, device)
+        number = self._layouts.get(key)
+        if number is None:
+            ins = [layout_entry(each.health, "") for each in inputs]
+            outs: list[list[object] | None] = [None] * n_outputs
+            if slot < n_outputs:
+                outs[slot] = layout_entry(found, device)
+            known = any(entry is not None for entry in (*ins, *outs))
+            number = self._trace.intern("layout", {"in": ins, "out": outs}) if known else 0
+            if len(self._layouts) > _MAX_LAYOUTS:
+                self._layouts.clear()
+            self._layouts[key] = number
+        return number
