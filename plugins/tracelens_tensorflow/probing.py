@@ -210,6 +210,7 @@ class _Placing:
         kept = [(t, code) for t, code in pairs if t.dtype.name != "resource"]
         node = self._node("Link", name, [tensor for tensor, _ in kept])
         node.attr["codes"].list.i.extend(code for _, code in kept)
+        node.attr["graph"].i = self._number
         self._editor.add_node(node)
         self._editor.keep(node.name)
         return str(node.name)

@@ -44,6 +44,7 @@ REGISTER_OP("TraceLensLink")
     .Input("values: T")
     .Attr("T: list(type) >= 0")
     .Attr("codes: list(int) >= 0")
+    .Attr("graph: int")
     .SetIsStateful()
     .SetShapeFn(NoOutputs)
     .Doc("Tells where the values lie that another graph is handed.");

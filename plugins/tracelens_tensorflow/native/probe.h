@@ -319,6 +319,12 @@ class LinkOp : public OpKernel {
  public:
   explicit LinkOp(OpKernelConstruction* ctx) : OpKernel(ctx) {
     OP_REQUIRES_OK(ctx, ctx->GetAttr("codes", &codes_));
+    int64_t graph = -1;
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("graph", &graph));
+    for (int64_t code : codes_) {
+      const OpEntry* entry = code < 0 ? nullptr : Recorder::get().graphs.op(graph, code >> 4);
+      returned_.push_back(entry && entry->kind == CALL);
+    }
   }
   void Compute(OpKernelContext* ctx) override {
     const Frame frame(ctx->input(0));
@@ -328,13 +334,15 @@ class LinkOp : public OpKernel {
       if (t.dtype() == tensorflow::DT_RESOURCE) continue;
       const int64_t id = frame.value(codes_[i - 1]);
       // What a call returned is known by the op inside that made it, which has a higher id.
-      if (Recorder::get().find(t) <= id || id < 0) Recorder::get().put(t, id);
+      if (returned_[i - 1] && Recorder::get().find(t) > id) continue;
+      Recorder::get().put(t, id);
     }
   }
   bool IsExpensive() override { return false; }
 
  private:
   std::vector<int64_t> codes_;
+  std::vector<bool> returned_;
 };
 
 // Gives the keys by which the recorder knows variables.
