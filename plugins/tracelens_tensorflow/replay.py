@@ -234,11 +234,12 @@ class Replayer:
         entry.apply()
         call = entry.call
         recorder = self._recorder
+        made = {arg._id: recorder.value_id(arg) for arg in call.args if tensors.is_float(arg)}
         recorder.forget()
         recorder.flags = int(OpFlag.REPLAYED)
         recorder.register_parameters(_trainable(call))
         tracer = Tracer(recorder, {key: sink[0] for key, sink in named.items()})
-        tracer.begin(call.graph, call.args)
+        tracer.begin(call.graph, call.args, made)
         overrides = _given(call, effects, outcome)
         interpreter = Interpreter(tracer.on_op, overrides, skip=frozenset(effects.skip))
         results = interpreter.run(call.graph, call.args, _n_outputs(call))
