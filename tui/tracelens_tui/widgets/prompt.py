@@ -75,7 +75,8 @@ class Prompt(Horizontal):
         line.cursor_position = len(text)
         self.add_class("open")
         self._before = self.screen.focused
-        line.focus()
+        # At once, not with the next message: who types on must not type into the table.
+        self.screen.set_focus(line)
 
     def close(self) -> None:
         """Hide it and give the focus back."""
