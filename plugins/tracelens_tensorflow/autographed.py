@@ -11,6 +11,7 @@ from tensorflow.python.autograph.impl import api
 GENERATED = "__autograph_generated_file"
 
 _origins: dict[tuple[str, int], tuple[str, int, str]] = {}
+_written: set[tuple[str, int]] = set()
 _read: set[int] = set()
 
 
@@ -19,6 +20,13 @@ def origin_of(file: str, line: int) -> tuple[str, int, str] | None:
     if (file, line) not in _origins:
         _read_caches()
     return _origins.get((file, line))
+
+
+def was_converted(file: str, line: int) -> bool:
+    """Tell whether generated code stands for a line of the program."""
+    if (file, line) not in _written:
+        _read_caches()
+    return (file, line) in _written
 
 
 def _read_caches() -> None:
@@ -31,6 +39,7 @@ def _read_caches() -> None:
                 continue
             _read.add(id(factory))
             for place, origin in (getattr(factory, "source_map", None) or {}).items():
+                _written.add((origin.loc.filename, origin.loc.lineno))
                 _origins[place.filename, place.lineno] = (
                     origin.loc.filename,
                     origin.loc.lineno,

@@ -12,6 +12,7 @@ from tensorflow.python.util import tf_stack
 from tracelens.events import Phase, Source
 from tracelens.userframes import UserFiles, directory_of, source_at
 from tracelens_tensorflow import autographed
+from tracelens_tensorflow.statements import line_within
 
 USER_FILES = UserFiles(
     libraries=("tensorflow", "keras", "tf_keras", "tensorboard", "tensorflow_estimator"),
@@ -52,6 +53,11 @@ _PHASES = {
     _Part.DATA: Phase.DATA,
     _Part.METRICS: Phase.OTHER,
 }
+_MAKERS = 12
+_LAST_MAKER = "_apply_op_helper"
+_NO_MAKERS = frozenset(("wrapper", "error_handler", "op_dispatch_handler", "__call__", "call"))
+"""Frames between the user's and the op's: who made the op is among them, these say nothing."""
+
 _OPTIMIZER_CALLS = frozenset(("apply", "apply_gradients", "_distributed_apply", "update_step"))
 
 
@@ -94,6 +100,8 @@ def place_of(op: Any) -> Place:
             if source is None:
                 source = _source_of(frame)
                 own = phase is None
+                if source is not None:
+                    source, exact = _within(source, exact, op.type, trace, position)
         elif part is _Part.LOADED:
             exact = exact and source is not None
         elif part is _Part.DATA_LOOP:
@@ -127,6 +135,25 @@ def _source_of(frame: Any) -> Source | None:
     if autographed.GENERATED in file:
         file, line, function = autographed.origin_of(file, line) or (file, line, function)
     return source_at(file, line, function) if USER_FILES.owns(file) else None
+
+
+def _within(
+    source: Source, exact: bool, op_type: str, trace: Any, position: int
+) -> tuple[Source, bool]:
+    """Find the line within a statement of which AutoGraph kept only the first."""
+    if not autographed.was_converted(source.file, source.line):
+        return source, exact
+    makers = []
+    for at in range(position + 1, min(position + 1 + _MAKERS, len(trace))):
+        name = trace[at].name
+        if name == _LAST_MAKER:
+            break
+        if name not in _NO_MAKERS:
+            makers.append(name)
+    found = line_within(source.file, source.line, op_type, tuple(makers))
+    if found.line == source.line:
+        return source, exact and found.exact
+    return source_at(source.file, found.line, source.function), exact and found.exact
 
 
 def phase_of_frame(file: str, function: str) -> Phase | None:

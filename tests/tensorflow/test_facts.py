@@ -104,6 +104,53 @@ def test_lines_of_lambdas_decorated_nested_and_generator_code() -> None:
     }
 
 
+def test_a_line_within_a_statement_of_several_lines() -> None:
+    def f(x: Any) -> Any:
+        y = tf.where(  # where
+            x > 0,  # greater
+            tf.tanh(x),  # tanh
+            tf.sigmoid(  # sigmoid
+                tf.sqrt(x)  # sqrt
+                / tf.exp(x)  # exp
+            ),
+        )
+        return (
+            y  # add
+            + (x - 1.0)  # sub
+            * tf.cos(x)
+        )
+
+    graph = graph_of(f)
+    kinds = ("Greater", "Tanh", "Sigmoid", "Sqrt", "Exp", "RealDiv", "SelectV2", "AddV2", "Sub")
+    lines = {kind: marker(told(graph, kind)) for kind in kinds}
+    assert lines == {
+        "SelectV2": "where",
+        "Greater": "greater",
+        "Tanh": "tanh",
+        "Sigmoid": "sigmoid",
+        "Sqrt": "sqrt",
+        "Exp": "exp",
+        "RealDiv": "sqrt",
+        "AddV2": "add",
+        "Sub": "sub",
+    }
+    assert all(told(graph, kind).exact for kind in kinds)
+
+
+def test_a_line_is_a_guess_where_a_statement_makes_the_op_on_several() -> None:
+    def f(x: Any) -> Any:
+        return tf.concat(
+            [
+                tf.sqrt(x),  # first
+                tf.sqrt(x + 1),  # second
+            ],
+            0,
+        )
+
+    known = told(graph_of(f), "Sqrt")
+    assert (marker(known), known.exact) == ("first", False)
+
+
 def test_a_line_of_a_function_that_autograph_leaves_alone() -> None:
     @tf.autograph.experimental.do_not_convert
     def f(x: Any) -> Any:
