@@ -76,7 +76,7 @@ def main() -> int:
     except tl.NonFiniteError as error:
         print(f"\n{error}\n")
         print(f"The trace is in {path}. Open it with:")
-        for verb in ("why", "summary"):
+        for verb in ("view", "why", "debug"):
             print(f"    {Path(sys.executable).parent / 'tracelens'} {verb} {path}")
         return 0
     print("The network was trained without a NaN: this machine's arithmetic was kind.")

@@ -109,7 +109,7 @@ def _headline(why: Why, paint: Paint) -> str:
     if first.get("rank"):
         parts.append(f"rank {first['rank']}")
     phase = _seen_in_phase(why) or first.get("phase")
-    if phase:
+    if phase and phase != "other":
         parts.append(str(phase))
     if sink:
         parts.append(f"first seen: {sink_words(sink)}{_sink_counts(sink)}")
