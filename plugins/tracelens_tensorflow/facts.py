@@ -121,6 +121,15 @@ def install(session: Session | None) -> Callable[[], None]:
                 raise
             session.note("hook_failed", f"{piece.__name__}: {error!r}", "warning")
 
+    absent = gradlinks.missing()
+    if absent and session is not None:
+        session.note(
+            "hook_failed",
+            f"some backward ops are tied to forward ops by their names: this TensorFlow has no "
+            f"{', '.join(absent)}",
+            "warning",
+        )
+
     def uninstall() -> None:
         while undo:
             undo.pop()()
@@ -204,4 +213,7 @@ def _module_of(op: Any) -> str:
     if notes is None:
         return ""
     span = notes.span("layers", op._id)
-    return notes.path if span is None else str(span.owner)
+    if span is not None:
+        return str(span.owner)
+    inside = [scope for scope in notes.scopes if op.name.startswith(scope)]
+    return max(inside, key=len).rstrip("/") if inside else notes.path

@@ -71,13 +71,21 @@ def forward_of_neighbours(op: Any, is_backward: Callable[[Any], bool]) -> tf.Ope
 
 def install() -> Callable[[], None]:
     """Begin to note gradients; the result, called, ends it."""
-    undo = [_watch_tape(), *(_watch(*place) for place in _PLACES)]
+    present = [place for place in _PLACES if hasattr(place[0], place[1])]
+    undo = [_watch_tape(), *(_watch(*place) for place in present)]
 
     def uninstall() -> None:
         while undo:
             undo.pop()()
 
     return uninstall
+
+
+def missing() -> list[str]:
+    """Return the places that this TensorFlow has not: gradients made there are read by name."""
+    places = [(module, name) for module, name, _ in _PLACES]
+    places.append((pywrap_tfe, "TFE_Py_RegisterGradientFunction"))
+    return [f"{each.__name__}.{name}" for each, name in places if not hasattr(each, name)]
 
 
 class _Attributes(tuple):  # type: ignore[type-arg]
@@ -158,7 +166,8 @@ def _watch(module: Any, name: str, instead: Callable[..., Any]) -> Callable[[], 
 class _Tape:
     """What tapes call for the gradient of an op; TensorFlow can be told it, but not asked."""
 
-    function: Callable[..., Any] = staticmethod(backprop._gradient_function)
+    def __init__(self) -> None:
+        self.function: Callable[..., Any] | None = getattr(backprop, "_gradient_function", None)
 
     def register(self, function: Callable[..., Any]) -> None:
         self.function = function
@@ -170,6 +179,8 @@ _tape = _Tape()
 
 def _watch_tape() -> Callable[[], None]:
     original = _tape.function
+    if original is None or not hasattr(pywrap_tfe, "TFE_Py_RegisterGradientFunction"):
+        return lambda: None
 
     def gradient_function(
         op_name: Any, attrs: Any, num_inputs: Any, inputs: Any, outputs: Any, out_grads: Any,
@@ -255,6 +266,7 @@ def _noted(op: Any) -> Any:
     return notes.forward() if notes.forward is not None else None
 
 
+_VECTORIZED_NAME = re.compile(r"(.+?)/pfor(?:_\d+)?/")
 _TAPE_NAME = re.compile(r"(?:^|/)gradient_tape/(.+)")
 _GRADIENTS_NAME = re.compile(r"(?:^|/)gradients(?:_\d+)?/(.+?)_grad(?:_\d+)?/")
 
@@ -262,6 +274,10 @@ _GRADIENTS_NAME = re.compile(r"(?:^|/)gradients(?:_\d+)?/(.+?)_grad(?:_\d+)?/")
 def _by_name(op: Any) -> Any:
     """Find the forward op that the name of a backward op holds."""
     name = op.name
+    vectorized = _VECTORIZED_NAME.match(name)
+    if vectorized is not None:
+        original = _named(op.graph, vectorized.group(1))
+        return None if original is None else _noted(original)
     made = _GRADIENTS_NAME.search(name)
     if made is not None:
         return _named(op.graph, made.group(1))

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import tensorflow as tf
+
 from tracelens.discovery import ImportWatcher, is_imported
 from tracelens_tensorflow import spans
 from tracelens_tensorflow.spans import Span, current
@@ -49,6 +51,7 @@ def install() -> Callable[[], None]:
     # Keras is seldom imported with TensorFlow: it comes when the program asks for it.
     watcher = ImportWatcher([name for name in _MODULES if name not in sys.modules], wrap)
     watcher.install()
+    undo.append(_wrap_scopes())
 
     def uninstall() -> None:
         watcher.remove()
@@ -89,6 +92,27 @@ def _wrap(base: Any) -> Callable[[], None]:
     def unwrap() -> None:
         if base.__call__ is __call__:
             base.__call__ = original
+
+    return unwrap
+
+
+def _wrap_scopes() -> Callable[[], None]:
+    """Note the name scopes that ``tf.Module.with_name_scope`` enters: they name their ops."""
+    original = tf.Module.name_scope
+
+    def name_scope(self: Any) -> Any:
+        scope = original.fget(self)
+        graph = spans.open_graph()
+        if graph is not None:
+            spans.notes_of(graph).scopes.add(str(scope.name))
+        return scope
+
+    wrapped = property(functools.wraps(original.fget)(name_scope))
+    tf.Module.name_scope = wrapped
+
+    def unwrap() -> None:
+        if tf.Module.name_scope is wrapped:
+            tf.Module.name_scope = original
 
     return unwrap
 

@@ -34,12 +34,14 @@ class _Part(IntEnum):
     METRICS = 6
     LOADED = 7
     GENERATED = 8
+    FORWARD_MODE = 9
 
 
 _ENDINGS = {
     "python/eager/backprop.py": _Part.BACKWARD,
     "python/ops/gradients_util.py": _Part.BACKWARD,
     "python/ops/gradients_impl.py": _Part.BACKWARD,
+    "python/eager/forwardprop.py": _Part.FORWARD_MODE,
     "python/data/ops/structured_function.py": _Part.DATA,
     # The body of a loop over a dataset is a function of tf.data too, but no part of a pipeline.
     "python/data/ops/dataset_autograph.py": _Part.DATA_LOOP,
@@ -106,6 +108,9 @@ def place_of(op: Any) -> Place:
             exact = exact and source is not None
         elif part is _Part.DATA_LOOP:
             in_loop = True
+        elif part is _Part.FORWARD_MODE:
+            # A forward accumulator uses gradient functions beside each forward op.
+            phase = Phase.FORWARD if source is None else phase
         elif phase is None and part is _Part.OPTIMIZER:
             phase = Phase.OPTIMIZER if frame.name in _OPTIMIZER_CALLS else None
         elif phase is None and not (part is _Part.DATA and in_loop):

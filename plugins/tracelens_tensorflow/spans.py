@@ -64,6 +64,7 @@ class GraphNotes:
         path: the layer that was being called when the graph was made.
         forward: the op whose gradient was being made when the graph was made.
         singles: what single ops belong to, by number.
+        scopes: name scopes of the ``tf.Module`` objects that were entered in it.
         caller: a graph that calls this one, and by what name.
     """
 
@@ -72,6 +73,7 @@ class GraphNotes:
     path: str = ""
     forward: OpRef | None = None
     singles: dict[int, Single] = field(default_factory=dict)
+    scopes: set[str] = field(default_factory=set)
     caller: tuple[weakref.ref[Any], str] | None = None
     _found: dict[str, tuple[int, dict[int, Span]]] = field(default_factory=dict)
 

@@ -242,6 +242,34 @@ def test_paths_follow_the_nesting_of_models_that_share_names() -> None:
     assert paths == ["pair/left/dense", "pair/right/dense"]
 
 
+def test_ops_of_a_plain_module_belong_to_its_name_scope() -> None:
+    class Linear(tf.Module):
+        def __init__(self, name: str) -> None:
+            super().__init__(name=name)
+            with self.name_scope:
+                self.weight = tf.Variable(tf.ones([3, 3]))
+
+        @tf.Module.with_name_scope
+        def __call__(self, x: Any) -> Any:
+            return tf.matmul(x, self.weight)
+
+    class Net(tf.Module):
+        def __init__(self) -> None:
+            super().__init__(name="net")
+            with self.name_scope:
+                self.first, self.last = Linear("first"), Linear("last")
+
+        @tf.Module.with_name_scope
+        def __call__(self, x: Any) -> Any:
+            return tf.tanh(self.last(self.first(x)))
+
+    net = Net()
+    graph = graph_of(lambda x: tf.sqrt(net(x)))
+    modules = [facts.facts_of(op).module for op in all_ops(graph) if op.type == "MatMul"]
+    assert modules == ["net/first", "net/last"]
+    assert (told(graph, "Tanh").module, told(graph, "Sqrt").module) == ("net", "")
+
+
 def test_ops_of_a_loop_in_a_layer_belong_to_the_layer() -> None:
     model = keras.Sequential([keras.Input((3, 2)), keras.layers.GRU(2, name="memory")])
     graph = graph_of(lambda x: model(x), tf.TensorSpec([4, 3, 2]))
@@ -333,6 +361,16 @@ def test_optimizer_ops_have_the_line_that_applied_the_gradients(name: str) -> No
     for op in updates:
         known = facts.facts_of(op)
         assert (known.phase, marker(known)) == (Phase.OPTIMIZER, "apply")
+
+
+def test_a_forward_accumulator_is_no_backward_pass() -> None:
+    def f(x: Any) -> Any:
+        with tf.autodiff.ForwardAccumulator(x, tf.ones_like(x)) as accumulator:
+            y = tf.tanh(x)  # forward mode
+        return accumulator.jvp(y)
+
+    known = told(graph_of(f), "TanhGrad")
+    assert (known.phase, marker(known)) == (Phase.FORWARD, "forward mode")
 
 
 def test_a_loss_scale_optimizer_is_an_optimizer() -> None:

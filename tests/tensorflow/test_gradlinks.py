@@ -269,6 +269,19 @@ def test_map_fn_and_scan() -> None:
     check(grad(f), f, SQRT, TANH)
 
 
+@pytest.mark.parametrize("vectorized", [True, False])
+def test_a_jacobian(vectorized: bool) -> None:
+    @tf.function
+    def f(x: Any) -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = tf.sqrt(x)  # sqrt
+            y = tf.tanh(y)  # tanh
+        return tape.jacobian(y, x, experimental_use_pfor=vectorized)
+
+    check(f.get_concrete_function(X).graph, f.python_function, SQRT, TANH)
+
+
 def test_a_custom_gradient_names_its_own_line() -> None:
     @tf.custom_gradient
     def clipped(x: Any) -> Any:
