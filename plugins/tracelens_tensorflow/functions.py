@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tensorflow.python.eager.polymorphic_function import atomic_function
@@ -114,15 +115,18 @@ class Calls:
         return outputs
 
     def _run(self, call: Call, part: Part) -> tuple[Any, Any]:
-        instead = self._asked(call, part)
+        # Guards itself: what it raises is an error of the program's own ops.
+        instead = self._listener.run_instead(call, part)
         if instead is not None:
             return instead, None
         twin = part.function
         if twin is None:
-            return self._original(call.function, *call.args), None
+            call.again = partial(self._original, call.function, *call.args)
+            return call.again(), None
         count = len(call.function.function_type.flat_outputs)
+        call.again = partial(twin.run, call.args, count + bool(part.vector) + len(part.kept))
         try:
-            outputs = twin.run(call.args, count + bool(part.vector) + len(part.kept))
+            outputs = call.again()
         except Exception as error:
             for area in part.staged:
                 take(area)
@@ -134,6 +138,7 @@ class Calls:
             part.vector.clear()
             part.kept.clear()
             part.staged.clear()
+            call.again = None
             return self._original(call.function, *call.args), None
         flags = outputs[count] if part.vector else None
         for area in part.staged:
@@ -166,13 +171,6 @@ class Calls:
             self._fail(f"{method} failed: {type(error).__name__}: {_first_line(error)}")
             return False
         return True
-
-    def _asked(self, call: Call, part: Part) -> list[Any] | None:
-        try:
-            return self._listener.run_instead(call, part)
-        except Exception as error:
-            self._fail(f"run_instead failed: {type(error).__name__}: {_first_line(error)}")
-            return None
 
     def _fail(self, message: str) -> None:
         if message not in self._failed:

@@ -6,7 +6,8 @@ The ops are named ``tracelens/...`` and left out of what the program exports of 
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +22,24 @@ SCOPE = "tracelens/"
 _SMALL = (dtypes.float16, dtypes.bfloat16)
 _FALSE_ALARMS = 3
 """Sums that overflowed although nothing was bad, before only NaN counts as an alarm."""
+
+
+class Checks:
+    """The checks of all graphs."""
+
+    def __init__(self) -> None:
+        self._graphs: weakref.WeakKeyDictionary[Any, GraphChecks] = weakref.WeakKeyDictionary()
+
+    def add(self, session: Any, plan: Plan) -> None:
+        """Make the check of a plan, which becomes the beginning of its ``extra``."""
+        if _is_sealed(session):
+            _fetch_as_is(plan)
+        else:
+            checks = self._graphs.get(plan.graph)
+            if checks is None:
+                checks = self._graphs[plan.graph] = GraphChecks(plan.graph)
+            checks.add(plan)
+        plan.extra = [*plan.extra, *plan.sources]
 
 
 class GraphChecks:
@@ -75,10 +94,17 @@ class GraphChecks:
         return known
 
 
-def fetch_as_is(plan: Plan) -> None:
+def _fetch_as_is(plan: Plan) -> None:
     """Check the frontier by fetching it: for graphs that nothing may be added to."""
     plan.extra = [watched.tensor for watched in plan.frontier]
     plan.checked, plan.packed = len(plan.extra), False
+
+
+def _is_sealed(session: Any) -> bool:
+    """Tell whether nothing can be added to what a session runs."""
+    experimental = getattr(session._config, "experimental", None)
+    fixed = bool(getattr(experimental, "optimize_for_static_graph", False))
+    return fixed or (session.graph.finalized and not hasattr(session.graph, "_unsafe_unfinalize"))
 
 
 def alarms(plan: Plan, arrays: Sequence[Any]) -> list[int]:
@@ -148,3 +174,19 @@ def value_tensor(graph: Any, variable: Any) -> Any:
         return gen_resource_variable_ops.read_variable_op(
             output, dtypes.as_dtype(variable.get_attr("dtype"))
         )
+
+
+def reader(session: Any) -> Callable[[Sequence[Any]], list[Any]]:
+    """Return what reads variables' values in a session, without keeping it alive."""
+    reference = weakref.ref(session)
+
+    def read(variables: Sequence[Any]) -> list[Any]:
+        alive = reference()
+        if alive is None or not variables:
+            return []
+        arrays = alive.run([value_tensor(alive.graph, variable) for variable in variables])
+        # A reference variable's array is the variable's own memory.
+        shared = [variable.type != "VarHandleOp" for variable in variables]
+        return [np.array(a) if own else a for a, own in zip(arrays, shared, strict=True)]
+
+    return read

@@ -5,7 +5,7 @@ A plan is made once for each set of fetches, targets and feeds of a graph.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,7 +56,8 @@ class Plan:
         graph: the graph.
         fetches: what the program fetches.
         targets: ops it runs besides.
-        fed: tensors it feeds.
+        fed: names of the tensors it feeds.
+        fed_tensors: these.
         ops: the ops that run, producers first.
         places: where each of them stands.
         writes: those that write variables.
@@ -66,6 +67,7 @@ class Plan:
         frontier: what is checked.
         is_step: it trains: it updates a variable from the variable's old value.
         extra: what is fetched besides, sources last.
+        others: the other floats, for capture levels that keep every op; ``None`` until asked for.
         checked: how many of ``extra`` are there for the check.
         packed: the check is one vector of statistics, not the frontier itself.
     """
@@ -74,16 +76,17 @@ class Plan:
     fetches: Sequence[Any]
     targets: Sequence[Any]
     fed: frozenset[str]
+    fed_tensors: Sequence[Any] = ()
     ops: list[Any] = field(default_factory=list)
     places: dict[Any, Place] = field(default_factory=dict)
     writes: list[Any] = field(default_factory=list)
     variables: list[Any] = field(default_factory=list)
-    fed_tensors: Sequence[Any] = ()
     sources: list[Any] = field(default_factory=list)
     loose_sources: list[Any] = field(default_factory=list)
     frontier: list[Watched] = field(default_factory=list)
     is_step: bool = False
     extra: list[Any] = field(default_factory=list)
+    others: list[Any] | None = None
     checked: int = 0
     packed: bool = False
     bad_before: bool = False
@@ -99,13 +102,25 @@ class Plan:
             if self.place_of(tensor).certain and tensor.name not in self.fed
         ]
 
+    def other_floats(self) -> list[Any]:
+        """Return the floats that are not fetched already."""
+        if self.others is None:
+            known = {tensor.name for tensor in (*self.fetches, *self.sources)}
+            self.others = [tensor for tensor in self.floats() if tensor.name not in known]
+        return self.others
+
+    @property
+    def is_plain(self) -> bool:
+        """Every op runs exactly once: no branches, no loops."""
+        return all(place.certain for place in self.places.values())
+
     def place_of(self, tensor: Any) -> Place:
         """Return where a tensor of these ops stands: only one output of a switch is there."""
         return _of_output(tensor, self.places)
 
 
 def make_plan(
-    graph: Any, fetches: Sequence[Any], targets: Sequence[Any], fed: Iterable[str]
+    graph: Any, fetches: Sequence[Any], targets: Sequence[Any], fed: Sequence[Any]
 ) -> Plan:
     """Return the plan of a run.
 
@@ -113,9 +128,10 @@ def make_plan(
         graph: the session's graph.
         fetches: tensors fetched.
         targets: ops run besides.
-        fed: names of the tensors fed.
+        fed: tensors fed.
     """
-    plan = Plan(graph, tuple(fetches), tuple(targets), frozenset(fed))
+    names = frozenset(tensor.name for tensor in fed)
+    plan = Plan(graph, tuple(fetches), tuple(targets), names, tuple(fed))
     plan.ops = _reachable(plan)
     plan.places = _places(plan.ops)
     plan.writes = [op for op in plan.ops if kinds.is_write(op)]

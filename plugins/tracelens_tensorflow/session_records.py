@@ -10,7 +10,9 @@ import numpy as np
 
 from tracelens import stats
 from tracelens.events import NO_ID, OpFlag, Phase, Stats
+from tracelens.judge import user_frame
 from tracelens.oprecords import OpRun, OpWriter, thread_id, value_of
+from tracelens.userframes import source_at, source_keys
 from tracelens_tensorflow import facts
 from tracelens_tensorflow import session_ops as kinds
 from tracelens_tensorflow.session_plan import Plan
@@ -33,21 +35,28 @@ class Held:
         array: its values, ``None`` if they were not fetched.
         device: where it was.
         parameter: it is a trainable variable's value.
+        dtype: its dtype, where nothing was fetched.
+        sizes: its shape, where nothing was fetched but the graph tells.
     """
 
     array: Any
     device: str = ""
     parameter: bool = False
+    dtype: str = ""
+    sizes: tuple[int, ...] | None = None
 
 
 class HeldTensors:
     """Reads arrays for the core's op writer."""
 
     def layout_of(self, tensor: Held) -> list[Any] | None:
-        """Return ``[dtype, [sizes], device]``, ``None`` where nothing was fetched."""
+        """Return ``[dtype, [sizes], device]``, ``None`` where nothing is known."""
         array = tensor.array
         if not isinstance(array, np.ndarray | np.generic):
-            return None
+            if not tensor.dtype:
+                return None
+            sizes = None if tensor.sizes is None else list(tensor.sizes)
+            return [tensor.dtype, sizes, tensor.device]
         return [array.dtype.name, [int(size) for size in array.shape], tensor.device]
 
     def measure(self, tensor: Held) -> Stats | None:
@@ -238,7 +247,7 @@ class _Recording:
         else:
             for tensor in op.outputs:
                 value_id = value_of(op_id, len(outputs))
-                held = Held(self._run.values.get(tensor.name), self._device(op))
+                held = self._held_by(tensor, self._device(op))
                 outputs.append((held, value_id))
                 if tensor.name not in self._run.plan.fed:
                     self._ids[tensor.name] = value_id
@@ -280,8 +289,16 @@ class _Recording:
                 return None
             array = self._run.before.get(variable)
             return self._of_variable(variable, array), self._variables.get(variable, NO_ID)
-        held = self._held.get(tensor.name) or Held(self._run.values.get(tensor.name))
+        held = self._held.get(tensor.name) or self._held_by(tensor, "")
         return held, self._ids.get(tensor.name, NO_ID)
+
+    def _held_by(self, tensor: Any, device: str) -> Held:
+        array = self._run.values.get(tensor.name)
+        if array is not None:
+            return Held(array, device)
+        shape = tensor.shape
+        sizes = tuple(shape.as_list()) if shape.is_fully_defined() else None
+        return Held(None, device, dtype=tensor.dtype.base_dtype.name, sizes=sizes)
 
     def _device(self, op: Any) -> str:
         name = self._run.devices.get(op.name) or op.device or ""
@@ -308,3 +325,13 @@ def _trainable(graph: Any) -> set[str]:
         return {v.op.name for v in graph.get_collection("trainable_variables")}
     except Exception:
         return set()
+
+
+def caller_keys() -> dict[str, Any]:
+    """Return the source keys of a ``site`` for the user's line that runs now."""
+    frame = user_frame()
+    if frame is None:
+        return {}
+    code = frame.f_code
+    function = getattr(code, "co_qualname", code.co_name)
+    return source_keys(source_at(code.co_filename, frame.f_lineno, function))

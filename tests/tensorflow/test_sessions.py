@@ -429,3 +429,62 @@ def test_a_program_that_masks_its_nans_gives_no_alarm(graph: tf.Graph, tmp_path:
         session.run(v1.global_variables_initializer())
         session.run([safe, count], {x: BATCH - 0.5})
     assert why(tmp_path / "t")["verdict"] == "clean"
+
+
+def test_ops_level_keeps_times_devices_and_statistics_of_every_float(
+    graph: tf.Graph, tmp_path: Path
+) -> None:
+    x = v1.placeholder(tf.float32, [None, 4])
+    loss = tf.reduce_mean(tf.square(regression(x)), name="loss")
+    train = v1.train.AdamOptimizer(0.1).minimize(loss)
+    with recorded(tmp_path / "t", capture="ops"), v1.Session() as session:
+        session.run(v1.global_variables_initializer())
+        for _ in range(3):
+            session.run([train, loss], {x: BATCH})
+    with open_trace(tmp_path / "t") as reader:
+        ops = list(reader.ops(step=1))
+        steps = reader.steps()
+    by_name = {op.name: op for op in reversed(ops)}
+    product = by_name["MatMul"]
+    stats = product.outputs[0].stats
+    assert stats is not None and stats.vmin == pytest.approx(0.3 - 0.1 * 2 * 0.6, abs=0.5)
+    assert product.outputs[0].shape == (3, 1) and product.outputs[0].device == "cpu"
+    assert product.duration_ns is not None and product.duration_ns > 0
+    wall_ns = steps[1]["duration_ns"]
+    assert sum(op.duration_ns or 0 for op in ops) < 64 * wall_ns
+    update = by_name["ResourceApplyAdam"]
+    assert update.phase.label == "optimizer" and update.outputs[0].stats is not None
+    assert update.inputs[-1].value_id >= 0
+    backward = [op for op in ops if op.phase.label == "backward" and op.fwd_op_id >= 0]
+    assert backward and all(op.source is not None for op in backward)
+
+
+def test_ops_level_names_the_op_without_running_anything_again(
+    graph: tf.Graph, tmp_path: Path
+) -> None:
+    x = v1.placeholder(tf.float32, [None, 4])
+    loss = tf.reduce_mean(tf.math.log(regression(x)), name="loss")
+    at = line() - 1
+    train = v1.train.GradientDescentOptimizer(0.1).minimize(loss)
+    with recorded(tmp_path / "t", capture="ops"), v1.Session() as session:
+        session.run(v1.global_variables_initializer())
+        session.run([train, loss], {x: -1 - BATCH})
+    cause = cause_of(tmp_path / "t")
+    assert (cause["op"], cause["source"]["line"]) == ("Log", at) and cause["inputs"][0]["max"] < 0
+    with open_trace(tmp_path / "t") as reader:
+        assert not [note for note in reader.notes() if note["kind"] == "replay"]
+
+
+def test_tensors_level_keeps_what_is_fed_fetched_and_named(graph: tf.Graph, tmp_path: Path) -> None:
+    x = v1.placeholder(tf.float32, [None, 4], name="x")
+    out = tf.identity(regression(x), name="out")
+    tf.square(out, name="hidden")
+    loss = tf.reduce_mean(graph.get_tensor_by_name("hidden:0"), name="loss")
+    settings = {"capture": "tensors", "tensors": ("x", "loss", "hid*")}
+    with recorded(tmp_path / "t", **settings), v1.Session() as session:
+        session.run(v1.global_variables_initializer())
+        value = session.run(loss, {x: BATCH})
+    trace = tl.load(tmp_path / "t")
+    assert np.array_equal(trace.tensor("x", step=0), BATCH)
+    assert trace.tensor("hidden", step=0).shape == (3, 1)
+    assert trace.tensor("loss", step=0) == value
