@@ -231,9 +231,9 @@ def test_an_error_of_the_program_reaches_it_unchanged_and_runs_once(
         with tf.control_dependencies([count]):
             return tf.debugging.check_numerics(x, "mine") + 1.0
 
-    with guard(tmp_path, engine=engine, capture="ops"):
-        with pytest.raises(tf.errors.InvalidArgumentError, match="mine"):
-            fails(tf.constant(float("nan")))
+    failure = pytest.raises(tf.errors.InvalidArgumentError, match="mine")
+    with guard(tmp_path, engine=engine, capture="ops"), failure:
+        fails(tf.constant(float("nan")))
     assert count.numpy() == 1
 
 
