@@ -97,6 +97,7 @@ def _ranking(reader: TraceReader, expression: str, top: int) -> list[Json]:
         reader,
         f"SELECT {expression} AS name, count(*) AS n, sum(duration_ns) AS total, "
         f"sum(duration_ns) / sum(sum(duration_ns)) OVER () {_LEAVES} "
+        f"AND duration_ns IS NOT NULL "  # a trace may hold timed and untimed ops
         f"GROUP BY 1 ORDER BY total DESC NULLS LAST, 1 LIMIT {int(top)}",
         "name count duration_ns share",
     )
