@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from trace_builder import TraceBuilder
-
 from tracelens.overview import overview
 from tracelens.storage.reader import open_trace
 
