@@ -224,6 +224,8 @@ class EagerOps:
     def _wrote_bad(self, handle: Any, value: Any) -> None:
         step, value_id = self._session.current_step, self._recorder.value_id(handle)
         name = name_of_handle(handle)
+        if not name:
+            return
         self._report([hits.sink_fields("parameter", name, step, value, value_id)])
         if self._session.config.nonfinite in ("raise", "break"):
             self._session.explain_pending()

@@ -17,10 +17,13 @@ def name_of_handle(handle: Any) -> str:
 
     Args:
         handle: an eager tensor of dtype resource.
+
+    Returns:
+        Empty for a variable that is only being made: it gets its initial value.
     """
-    known = _names.get(handle._id)
-    if known is None:
-        known = _names[handle._id] = _search(handle)
+    known = _names.get(handle._id, "")
+    if not known and (known := _search(handle)):
+        _names[handle._id] = known
     return known
 
 
@@ -29,7 +32,7 @@ def _search(handle: Any) -> str:
     for candidate in gc.get_objects():
         if (
             isinstance(candidate, resource_variable_ops.BaseResourceVariable)
-            and candidate._handle is handle
+            and getattr(candidate, "_handle", None) is handle
         ):
             return name_of(candidate)
-    return "a variable"
+    return ""

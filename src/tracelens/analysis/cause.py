@@ -12,7 +12,7 @@ from typing import Any
 
 from tracelens.analysis import describe, masks
 from tracelens.analysis.context import Context
-from tracelens.analysis.names import canonical, display, framework_of
+from tracelens.analysis.names import FILLS, canonical, display, framework_of
 from tracelens.analysis.path import first_backward, frame_of, made_nan, path_json
 from tracelens.analysis.rules import Advice, Case, advise
 from tracelens.analysis.rules.vocabulary import FRAMEWORKS, Vocabulary
@@ -33,6 +33,8 @@ _SINK_WORDS = {
     "output": "the output",
     "tap": "the tap",
 }
+_PUT = FILLS | {"assign_variable_op", "assign", "identity", "read_variable_op"}
+"""Ops that put a value somewhere as it is."""
 _MAX_HITS = 256
 _MAX_PRODUCERS = 4
 
@@ -112,7 +114,8 @@ def finding(
     told = advise(case)
     doubts = _doubts(cause, op, sink)
     constant_seen = cause.origin == "constant" and cause.kind is Bad.INF
-    harmless = masked or (constant_seen and sink.get("sink") in LOOKS)
+    put_there = sink.get("sink") == "parameter" and _only_copied(cause.link)
+    harmless = masked or (constant_seen and (sink.get("sink") in LOOKS or put_there))
     data = known.data_of(op)
     first = _first_cause(case, told, known, exact=not doubts)
     return {
@@ -136,6 +139,15 @@ def finding(
         "exact": not doubts,
         "doubts": doubts,
     }
+
+
+def _only_copied(link: Link | None) -> bool:
+    """Tell whether a constant was put where it was seen, as a running best or a mask is."""
+    while link is not None:
+        if canonical(link.op.name) not in _PUT:
+            return False
+        link = link.towards_sink
+    return True
 
 
 def _made_by(source: OpSource, op: Op) -> list[str]:

@@ -180,3 +180,12 @@ def test_every_phrase_has_the_same_placeholders_in_every_framework() -> None:
 
 def test_an_unknown_framework_is_spoken_to_in_words_of_the_first() -> None:
     assert Vocabulary("jax")("at-least", x="x", low=0) == "x.clamp_min(0)"
+
+
+def test_an_infinity_that_is_only_put_into_a_variable_is_no_error() -> None:
+    g = Graph()
+    inf = g.outside(posinf=1, shape=(), vmin=None, vmax=None)
+    bad = g.op("AssignVariableOp", inf, posinf=1, shape=(), vmin=None, vmax=None)
+    assert g.explain(g.sink("parameter", bad, "best"))["severity"] == "info"
+    computed = g.op("AssignVariableOp", g.op("Exp", g.op("MatMul"), posinf=1), posinf=1)
+    assert g.explain(g.sink("parameter", computed, "best"))["severity"] == "error"
