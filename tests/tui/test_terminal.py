@@ -23,10 +23,10 @@ class Terminal:
 
     def __init__(self, socket: Path, command: list[str], folder: Path) -> None:
         self._socket = str(socket)
-        self._tmux(
-            "new-session", "-d", "-x", "100", "-y", "30", "-c", str(folder), "env", "-u", "NO_COLOR",
-            "-u", "COLUMNS", "-u", "LINES", "sh", "-c", f"{shlex.join(command)}; echo LEFT $?; sleep 60",
-        )  # fmt: skip
+        unset = [word for name in ("NO_COLOR", "COLUMNS", "LINES") for word in ("-u", name)]
+        shell = f"{shlex.join(command)}; echo LEFT $?; sleep 60"
+        size = ["-x", "100", "-y", "30"]
+        self._tmux("new-session", "-d", *size, "-c", str(folder), "env", *unset, "sh", "-c", shell)
 
     def _tmux(self, *words: str) -> str:
         done = subprocess.run(
@@ -116,6 +116,53 @@ def test_the_prompt_and_the_screens_switch_into_each_other(
     screen.until("op 18/24")
     screen.keys("q")
     screen.until("LEFT 0")
+
+
+_TRAINING = """
+import torch
+
+torch.manual_seed(0)
+torch.set_num_threads(1)
+model = torch.nn.Linear(4, 3)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for step in range(3):
+    p = model(torch.ones(2, 4)).softmax(-1)
+    if step == 2:
+        p = p - p.max()
+    loss = -(p * torch.log(p)).sum()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    print("trained step", step)
+"""
+
+
+@pytest.mark.parametrize(
+    ("key", "code", "printed"), [("C-r", 0, "trained step 2"), ("C-x", 1, "trained step 1")]
+)
+def test_a_run_that_stops_at_a_nan_is_inspected_then_goes_on_or_ends(
+    tmp_path: Path, terminal: Callable[..., Terminal], key: str, code: int, printed: str
+) -> None:
+    pytest.importorskip("torch")
+    (tmp_path / "train.py").write_text(_TRAINING, encoding="utf-8")
+    screen = terminal(
+        "run", "--live", "--capture", "ops", "--nonfinite", "break", "-o", "x.tltrace", "train.py"
+    )
+    screen.until("PROGRAM PAUSED", "aten::log", "12▶")
+    screen.keys("<")  # it can be looked into while the program stands still
+    screen.until("aten::sub")
+    screen.keys(key)
+    if code == 0:  # the bad gradient is a stop of its own, before the optimizer applies it
+        screen.until("✖ 2 findings", "PROGRAM PAUSED")
+        screen.keys(key)
+    screen.until(f"the program has ended: exit code {code}")
+    screen.keys("O")
+    shown = screen.until("output: x.tltrace.log", printed)
+    assert ("trained step 2" in shown) == (code == 0)
+    screen.keys("q")
+    screen.until("1 ops")
+    screen.keys("q")
+    screen.until(f"LEFT {code}")
 
 
 def test_a_trace_that_is_not_there_is_one_line_and_exit_code_3(

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tracelens.events import Op
     from tracelens_tui.model import TraceModel
     from tracelens_tui.navigation import Navigator
+    from tracelens_tui.program import Program
 
 _SAID_AS_WARNING = ("missing", "cancelled")
 _WITHOUT_ARGUMENTS = (
@@ -53,6 +54,7 @@ class Actions(App[int]):
     """Actions of the keys in ``keymap.TUI_KEYS``."""
 
     paused: bool
+    program: Program | None
     model: TraceModel | None
     navigator: Navigator | None
 
@@ -322,18 +324,11 @@ class Actions(App[int]):
         elif screen.focused is not None:
             screen.maximize(screen.focused, container=False)
 
-    def action_program(self, code: int) -> None:
-        """Let the program that stands still go on, or end it; both leave this face."""
-        if self.paused:
-            self.exit(code)
-        else:
-            self.say("no program is paused here")
-
     async def action_debug(self) -> None:
         """Go to the debugger's prompt at this op, in this terminal, and come back."""
         if self.navigator is None:
             self.say("open a trace first")
-        elif self.paused:
+        elif self.paused and self.program is None:
             self.exit(0)
         elif self.is_web or self.is_headless:
             self.say("the prompt needs a terminal: tracelens debug", severity="warning")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, ClassVar
 from textual.app import App
 from textual.binding import BindingType
 
+from tracelens.control import Stopped
 from tracelens.errors import TraceLensError
 from tracelens.events import Op, Source
 from tracelens_tui import keymap
 from tracelens_tui.actions import Actions
+from tracelens_tui.beside import Beside
 from tracelens_tui.live import Live
 from tracelens_tui.model import TraceModel, open_at
 from tracelens_tui.navigation import Navigator
 from tracelens_tui.palette import CommandPalette
+from tracelens_tui.program import Program
 from tracelens_tui.rows import OpRows
 from tracelens_tui.screens.base import TraceScreen
 from tracelens_tui.screens.registry import SCREEN_NAMES, make_screen
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
     from tracelens_tui.model import Opening
 
 
-class TraceLensApp(Actions, Live, App[int]):
+class TraceLensApp(Actions, Live, Beside, App[int]):
     """Shows one trace, step by step, or the runs of a directory."""
 
     TITLE = "tracelens"
@@ -46,6 +49,7 @@ class TraceLensApp(Actions, Live, App[int]):
         pages: ReaderThread | None = None,
         opening: Future[Opening] | None = None,
         paused: bool = False,
+        command: Sequence[str] = (),
     ) -> None:
         """Prepare; nothing is read from here.
 
@@ -56,6 +60,7 @@ class TraceLensApp(Actions, Live, App[int]):
             pages: a reader that was started while Textual was being imported.
             opening: what that reader was asked first.
             paused: the program that writes the trace stands still and waits for us.
+            command: a program to run beside us, which writes the trace.
         """
         super().__init__()
         for theme in THEMES:
@@ -65,6 +70,8 @@ class TraceLensApp(Actions, Live, App[int]):
         self.model: TraceModel | None = None
         self.navigator: Navigator | None = None
         self.paused = paused
+        self.program: Program | None = None
+        self._command = command
         self._path = path
         self._at = at
         self._pages = pages
@@ -86,8 +93,15 @@ class TraceLensApp(Actions, Live, App[int]):
         self.set_keymap(keymap.user_keymap())
         if self._path is None:
             await self.show_screen("runs")
+        elif self._command:
+            self.program = Program(self._command, self._path, self._tell_stop)
+            await self.show_screen("runs")
+            self.run_worker(self.watch_program(self._path, self.program), group="program")
         else:
             await self.open(self._path, at=self._at, pages=self._pages, opening=self._opening)
+
+    def _tell_stop(self, stopped: Stopped) -> None:
+        self.call_later(self.program_stopped, stopped)
 
     async def open(
         self,
@@ -214,6 +228,7 @@ def view(
     at: int | None = None,
     serve: str | None = None,
     paused: bool = False,
+    program: Sequence[str] = (),
 ) -> int:
     """Open the terminal interface and return the exit code (the face of ``tracelens view``).
 
@@ -223,6 +238,8 @@ def view(
         serve: ``HOST:PORT`` to show it at in a browser instead.
         paused: the program that writes the trace stands still: it may be let go on
             (``faces.GO_ON``) or ended (``faces.GIVE_UP``).
+        program: a command to run beside the screens, which writes the trace; its exit code is
+            ours.
 
     Raises:
         TraceError: the trace cannot be opened.
@@ -237,4 +254,4 @@ def view(
         return serve_at(path, at=at, address=serve)
     from tracelens_tui.start import start
 
-    return start(path, at=at, paused=paused)
+    return start(path, at=at, paused=paused, command=program)

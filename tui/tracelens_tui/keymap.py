@@ -59,6 +59,7 @@ _SCREEN_KEYS = (
     Key("screenshot", "f8", "shot", "save a picture of the screen (SVG)"),
     Key("theme", "T", "next_theme", "next theme: dark, light, ansi"),
     Key("palette", "ctrl+p", "command_palette", "all commands by name"),
+    Key("program.output", "O", "output", "what the program beside us prints", "Live"),
     Key("program.go_on", "ctrl+r", "program(64)", "let the paused program go on", "Live"),
     Key("program.give_up", "ctrl+x", "program(65)", "end the paused program", "Live"),
     Key("back", "escape", "back", "close, cancel a search, back to the ops"),

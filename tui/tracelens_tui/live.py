@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import TYPE_CHECKING
 
@@ -113,25 +112,31 @@ class Live(App[int]):
         model.story.findings.append(finding)
         self.say(safe(finding.get("message", "a finding")), severity="error")
 
+    async def look_again(self) -> None:
+        """Take a new snapshot of a running trace now."""
+        if self.model is not None and self.model.state == "live":
+            await self._take_snapshot(self.model, ended=False)
+
     async def _take_snapshot(self, model: TraceModel, *, ended: bool) -> None:
         """Let the reader look again, so that every op has its place."""
 
-        def look(reader: TraceReader) -> tuple[int, int, str, float]:
+        def look(reader: TraceReader) -> tuple[int, int, str, list[str], float]:
             started = time.monotonic()
             reader.refresh()
             total = reader.count_ops(model.rank)
             last = reader.ops_at(total - 1, total, rank=model.rank) if total else []
             spent_s = time.monotonic() - started
-            return total, last[0].op_id if last else -1, state_of(reader), spent_s
+            problems = reader.health().lines()
+            return total, last[0].op_id if last else -1, state_of(reader), problems, spent_s
 
         try:
-            total, last_id, state, spent_s = await asyncio.wrap_future(model.pages.submit(look))
+            total, last_id, state, problems, spent_s = await model.pages.ask(look)
         except TraceLensError as error:
             self.say(str(error), severity="error")
             return
         self._snapshot_due = time.monotonic() + max(1.0, _SHARE * spent_s)
         model.generation += 1
-        model.last_id, model.state = last_id, state
+        model.last_id, model.state, model.story.problems = last_id, state, problems
         self.rows.grow(total, last_id)
         model.total = self.rows.total
         if model.position >= model.total:

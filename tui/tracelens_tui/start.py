@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,12 +14,20 @@ if TYPE_CHECKING:
     from tracelens_tui.model import Opening
 
 
-def start(path: str | None, *, at: int | None = None, paused: bool = False) -> int:
+def start(
+    path: str | None,
+    *,
+    at: int | None = None,
+    paused: bool = False,
+    command: Sequence[str] = (),
+) -> int:
     """Open the application; see ``app.view``.
 
     Raises:
         TraceError: the trace cannot be opened.
     """
+    if path is not None and command:
+        return _beside(Path(path).absolute(), command)
     if path is None or not _is_trace(Path(path)):
         from tracelens_tui.app import TraceLensApp
 
@@ -35,6 +44,23 @@ def start(path: str | None, *, at: int | None = None, paused: bool = False) -> i
         raise
     app = TraceLensApp(Path(path).absolute(), pages=pages, opening=opening, paused=paused)
     return app.run() or 0
+
+
+def _beside(path: Path, command: Sequence[str]) -> int:
+    """Run a program beside the screens; leaving them leaves it running until it ends."""
+    import sys
+
+    from tracelens_tui.app import TraceLensApp
+
+    app = TraceLensApp(path, command=command)
+    app.run()
+    if app.program is None:
+        return 1
+    if app.program.exit_code is None:
+        sys.stderr.write("tracelens: the program goes on; ctrl+c interrupts it\n")
+    code = app.program.wait()
+    sys.stderr.write(f"tracelens: trace {path}, output {app.program.log}\n")
+    return code
 
 
 def _is_trace(path: Path) -> bool:

@@ -49,6 +49,11 @@ class Run(Command):
         parser.add_argument(
             "--steps", metavar="A:B", help="record op by op only steps A <= step < B"
         )
+        parser.add_argument(
+            "--live",
+            action="store_true",
+            help="show the run while it goes on, in the terminal; its output goes to a file",
+        )
         parser.add_argument("-q", "--quiet", action="store_true", help="say nothing at the end")
 
     def parse(
@@ -66,6 +71,8 @@ class Run(Command):
         """Run the program; its exit code is ours."""
         program: Program = options.program
         program.check()
+        if options.live:
+            return self._watch(options)
         if not enabled():
             return program.run().exit_code
         session = Session(
@@ -88,6 +95,23 @@ class Run(Command):
             if os.getpid() == pid:
                 outcome = self._finish(session, outcome, quiet=options.quiet)
         return outcome.exit_code
+
+    def _watch(self, options: argparse.Namespace) -> int:
+        """Run the program in a process of its own, under a face that follows it."""
+        from tracelens.faces import FaceError, load_face
+
+        if not (sys.stdin.isatty() and sys.stdout.isatty()):
+            raise FaceError("--live needs a terminal")
+        program: Program = options.program
+        path = Path(options.output) if options.output else default_path(program.label)
+        words = ["run", "-q", "-o", str(path), "--capture", options.capture]
+        words += ["--nonfinite", options.nonfinite]
+        for name in ("engine", "steps"):
+            if getattr(options, name) is not None:
+                words += [f"--{name}", str(getattr(options, name))]
+        words += {"script": ["--"], "module": ["-m"], "code": ["-c"]}[program.kind]
+        words += [program.target, *program.arguments]
+        return load_face("tui")(str(path), program=[sys.executable, "-m", "tracelens", *words])
 
     def _finish(self, session: Session, outcome: Outcome, *, quiet: bool) -> Outcome:
         try:

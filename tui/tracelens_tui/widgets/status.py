@@ -49,7 +49,7 @@ class Status(Static):
         elif story.hits:
             text.append(f"  {count(story.hits)} non-finite, all masked")
         if paused:
-            text.append("  ‖ PROGRAM PAUSED: ^r goes on, ^x ends it, q to the prompt", "bold")
+            text.append("  ‖ PROGRAM PAUSED  ^r goes on  ^x ends it", "bold")
         elif model.state == "live":
             text.append("  ● LIVE" if model.following else "  ‖ live, paused", "bold")
         elif model.state not in ("closed", ""):
