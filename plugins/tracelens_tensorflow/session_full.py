@@ -60,7 +60,8 @@ class FullRecords:
         """
         chosen = list(values)
         values.update((t.name, a) for t, a in zip(plan.other_floats(), others, strict=True))
-        written = list(dict.fromkeys(v for op in plan.writes for v in kinds.written_by(op)))
+        # The variable itself, which an update names first: its moments would triple what is read.
+        written = list(dict.fromkeys(v for op in plan.writes for v in kinds.written_by(op)[:1]))
         epoch_ns = self._session.writer.manifest.epoch_unix_ns
         ids = self._recorder.record(
             Execution(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,21 +15,20 @@ from tracelens.events import NO_ID, OpFlag, Phase, Stats
 from tracelens.judge import user_frame
 from tracelens.oprecords import OpRun, OpWriter, thread_id, value_of
 from tracelens.userframes import source_at, source_keys
-from tracelens_tensorflow import facts
-from tracelens_tensorflow import session_ops as kinds
+from tracelens_tensorflow.session_known import KnownOp, Slot, known_ops, short_device
 from tracelens_tensorflow.session_plan import Plan
 
 if TYPE_CHECKING:
     from tracelens.session import Session
 
+_CHECKED = int(OpFlag.CHECKED)
+_HIT = int(OpFlag.CHECKED | OpFlag.HIT)
+
 FEED = "feed"
 """Name of the op of phase ``data`` that stands for a fed placeholder."""
 
-_SKIPPED = frozenset({"NoOp", "VarHandleOp", "VariableV2", "Variable", "VarIsInitializedOp"})
-_DATA_PREFIXES = ("IteratorGetNext", "QueueDequeue", "ReaderRead", "Dequeue")
 
-
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Held:
     """What a tensor held.
 
@@ -44,6 +45,16 @@ class Held:
     parameter: bool = False
     dtype: str = ""
     sizes: tuple[int, ...] | None = None
+    _stats: Stats | None = None
+    _measured: bool = False
+
+    def measure(self) -> Stats | None:
+        """Return its statistics, ``None`` if it holds no floats; measured once."""
+        if not self._measured:
+            self._measured = True
+            floats = as_floats(self.array)
+            self._stats = stats.measure(floats) if floats is not None else None
+        return self._stats
 
 
 class HeldTensors:
@@ -57,12 +68,11 @@ class HeldTensors:
                 return None
             sizes = None if tensor.sizes is None else list(tensor.sizes)
             return [tensor.dtype, sizes, tensor.device]
-        return [array.dtype.name, [int(size) for size in array.shape], tensor.device]
+        return [_name_of(array.dtype), list(array.shape), tensor.device]
 
     def measure(self, tensor: Held) -> Stats | None:
         """Return the statistics of an array of floats."""
-        array = as_floats(tensor.array)
-        return stats.measure(array) if array is not None else None
+        return tensor.measure()
 
     def first_bad(self, tensor: Held) -> tuple[int, ...]:
         """Return the flat indices of its first NaN or Inf elements."""
@@ -131,6 +141,8 @@ class Recorder:
         self._session = session
         self._writer = OpWriter(session.writer, HeldTensors())
         self._variable_ids: dict[Any, int] = {}
+        self._known: weakref.WeakKeyDictionary[Plan, dict[Any, KnownOp]]
+        self._known = weakref.WeakKeyDictionary()
 
     def forget(self, variables: Any) -> None:
         """Variables were written by something that is not recorded."""
@@ -139,7 +151,10 @@ class Recorder:
 
     def record(self, execution: Execution) -> dict[str, int]:
         """Write an execution; return value ids by tensor name."""
-        return _Recording(self, execution).write()
+        known = self._known.get(execution.plan)
+        if known is None:
+            known = self._known[execution.plan] = known_ops(execution.plan, self._session.writer)
+        return _Recording(self, execution, known).write()
 
     @property
     def variable_ids(self) -> dict[Any, int]:
@@ -158,16 +173,17 @@ class Recorder:
 
 
 class _Recording:
-    def __init__(self, recorder: Recorder, execution: Execution) -> None:
+    def __init__(self, recorder: Recorder, execution: Execution, known: dict[Any, KnownOp]) -> None:
         self._session = recorder.session
         self._out = recorder.writer
         self._run = execution
+        self._known = known
         self._ids: dict[str, int] = {}
         self._variables = recorder.variable_ids
         self._held: dict[str, Held] = {}
         self._op_ids: dict[Any, int] = {}
-        self._views: dict[str, Any] = {}
         self._trainable = _trainable(execution.plan.graph)
+        self._tid = thread_id()
 
     def write(self) -> dict[str, int]:
         """Write every op; return value ids by tensor name."""
@@ -176,13 +192,13 @@ class _Recording:
         for name in sorted(self._run.plan.fed):
             self._feed(name)
         for op in self._run.ran:
-            if op.type in _SKIPPED:
+            known = self._known.get(op)
+            if known is None:
                 continue
-            variable = kinds.read_variable(op)
-            if variable is not None:
-                self._read(op, variable)
+            if known.reads is not None:
+                self._read(known, known.reads)
             else:
-                self._op(op)
+                self._op_ids[op] = self._op(known)
         return self._ids
 
     def _feed(self, name: str) -> None:
@@ -218,106 +234,84 @@ class _Recording:
             sample_indices=None,
         )
 
-    def _read(self, op: Any, variable: Any) -> None:
+    def _read(self, known: KnownOp, variable: Any) -> None:
         """A read hands on the variable's value: it has no op of its own."""
-        name = op.outputs[0].name
-        by_reference = op.type != "ReadVariableOp" or name not in self._run.values
-        array = self._run.before.get(variable) if by_reference else self._run.values[name]
+        name = known.outputs[0].name
+        array = self._run.values.get(name)
+        if variable.type != "VarHandleOp" or array is None:
+            # What is fetched of a reference is its memory, which this run may have written.
+            array = self._run.before.get(variable)
         self._ids[name] = self._variables.get(variable, NO_ID)
         self._held[name] = self._of_variable(variable, array)
 
     def _of_variable(self, variable: Any, array: Any) -> Held:
-        return Held(array, self._device(variable), variable.name in self._trainable)
+        return Held(array, short_device(variable.device), variable.name in self._trainable)
 
-    def _op(self, op: Any) -> None:
-        writes = kinds.is_write(op)
-        op_id = self._session.writer.reserve_op_id()
-        inputs = [
-            pair for pair in (self._input(op, tensor) for tensor in op.inputs) if pair is not None
-        ]
+    def _op(self, known: KnownOp) -> int:
+        run = self._run
+        op_id: int = self._session.writer.reserve_op_id()
+        inputs = [self._input(slot) for slot in known.inputs]
         outputs: list[tuple[Held, int]] = []
-        if writes:
-            for variable in kinds.written_by(op):
+        if known.writes:
+            for variable in known.writes:
                 value_id = value_of(op_id, len(outputs))
                 self._variables[variable] = value_id
-                after = self._run.after.get(variable)
-                outputs.append((self._of_variable(variable, after), value_id))
-                for tensor in op.outputs:
-                    self._ids[tensor.name] = value_id
+                outputs.append((self._of_variable(variable, run.after.get(variable)), value_id))
+            for slot in known.outputs:
+                self._ids[slot.name] = value_of(op_id, 0)
         else:
-            for tensor in op.outputs:
+            device = run.devices.get(known.name)
+            device = known.device if device is None else short_device(device)
+            for slot in known.outputs:
                 value_id = value_of(op_id, len(outputs))
-                held = self._held_by(tensor, self._device(op))
+                held = Held(run.values.get(slot.name), device, False, slot.dtype, slot.sizes)
                 outputs.append((held, value_id))
-                if tensor.name not in self._run.plan.fed:
-                    self._ids[tensor.name] = value_id
-                    self._held[tensor.name] = held
-        known = facts.facts_of(op)
-        phase = Phase.DATA if op.type.startswith(_DATA_PREFIXES) else known.phase
-        if writes and phase is not Phase.BACKWARD and self._run.plan.is_step:
-            phase = Phase.OPTIMIZER
+                if slot.name not in run.plan.fed:
+                    self._ids[slot.name] = value_id
+                    self._held[slot.name] = held
         forward = self._op_ids.get(known.forward, NO_ID) if known.forward is not None else NO_ID
-        flags = _flags([held for held, _ in outputs])
-        if writes:
-            flags |= OpFlag.INPLACE
-        if op.type == "Const":
-            flags |= OpFlag.CONSTANT
-        if not known.exact and known.source is not None:
-            flags |= OpFlag.INEXACT_SOURCE
-        start_ns, duration_ns = self._run.times.get(op.name, (self._out.now_ns(), -1))
-        self._op_ids[op] = op_id
+        start_ns, duration_ns = run.times.get(known.name, (self._out.now_ns(), -1))
         self._out.op(
             OpRun(
                 op_id,
-                int(flags),
-                phase,
-                facts.site_of(op, self._session.writer),
+                known.flags | _flags([held for held, _ in outputs]),
+                known.phase,
+                known.site,
                 forward,
                 start_ns,
                 duration_ns,
-                thread_id(),
+                self._tid,
                 inputs,
                 outputs,
             ),
             full=True,
         )
+        return op_id
 
-    def _input(self, op: Any, tensor: Any) -> tuple[Held, int] | None:
-        if kinds.is_handle(tensor):
-            variable = kinds.variable_of(tensor)
-            if variable is None:
-                return None
-            array = self._run.before.get(variable)
-            return self._of_variable(variable, array), self._variables.get(variable, NO_ID)
-        held = self._held.get(tensor.name) or self._held_by(tensor, "")
-        return held, self._ids.get(tensor.name, NO_ID)
-
-    def _held_by(self, tensor: Any, device: str) -> Held:
-        array = self._run.values.get(tensor.name)
-        if array is not None:
-            return Held(array, device)
-        shape = tensor.shape
-        sizes = tuple(shape.as_list()) if shape.is_fully_defined() else None
-        return Held(None, device, dtype=tensor.dtype.base_dtype.name, sizes=sizes)
-
-    def _device(self, op: Any) -> str:
-        name = self._run.devices.get(op.name) or op.device or ""
-        kind, _, number = name.rpartition("/device:")[2].lower().partition(":")
-        if kind in ("", "cpu"):
-            return "cpu"
-        return f"{'cuda' if kind == 'gpu' else kind}:{number or 0}"
+    def _input(self, slot: Slot) -> tuple[Held, int]:
+        if slot.variable is not None:
+            array = self._run.before.get(slot.variable)
+            known = self._of_variable(slot.variable, array)
+            return known, self._variables.get(slot.variable, NO_ID)
+        held = self._held.get(slot.name)
+        if held is None:
+            array = self._run.values.get(slot.name)
+            held = Held(array, "", False, slot.dtype, slot.sizes)
+        return held, self._ids.get(slot.name, NO_ID)
 
 
 def _flags(outputs: list[Held]) -> int:
     flags = 0
     for held in outputs:
-        array = as_floats(held.array)
-        if array is None:
-            continue
-        flags |= OpFlag.CHECKED
-        if stats.check(array) == 1:
-            flags |= OpFlag.HIT
-    return int(flags)
+        found = held.measure()
+        if found is not None:
+            flags |= _HIT if found.nonfinite else _CHECKED
+    return flags
+
+
+@cache
+def _name_of(dtype: np.dtype[Any]) -> str:
+    return dtype.name
 
 
 def _trainable(graph: Any) -> set[str]:
