@@ -14,7 +14,8 @@ import threading
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
-from tracelens.frames import HIDDEN_MODULES, at_line, is_users, runs_in, user_frame
+from tracelens.errors import NonFiniteError
+from tracelens.frames import HIDDEN_MODULES, at_line, is_users, package_of, runs_in, user_frame
 from tracelens.recording import Recording, latest
 
 if TYPE_CHECKING:
@@ -26,6 +27,13 @@ if TYPE_CHECKING:
 
 _NO_STOP = -1
 """``Bdb.stoplineno`` after ``continue``: nothing but a breakpoint stops."""
+
+
+class Quit(bdb.BdbQuit, NonFiniteError):
+    """The user quit at a prompt: the program ends.
+
+    It is a ``NonFiniteError`` too, because hooks that let nothing else through let that through.
+    """
 
 
 class TensorCommands:
@@ -56,6 +64,17 @@ class TensorCommands:
                 index = len(stack) - 1
         return stack, index
 
+    def stop_here(self, frame: FrameType) -> bool:
+        """Whether stepping stops in a frame: not in what a framework calls, but in the user's."""
+        outer: FrameType | None = frame
+        while outer is not None:
+            if not is_users(outer):
+                return False
+            # What a library calls is as far from the user as the library is.
+            outer = outer.f_back if package_of(outer.f_code.co_filename) else None
+        stops: bool = super().stop_here(frame)  # type: ignore[misc]
+        return stops
+
     def set_continue(self) -> None:
         """Let the program run; a test runner captures its output again."""
         super().set_continue()  # type: ignore[misc]
@@ -65,6 +84,7 @@ class TensorCommands:
         """End the program; a test runner captures its output again."""
         super().set_quit()  # type: ignore[misc]
         self._give_back()
+        _tell_quit_in_one_line()
 
     def _give_back(self) -> None:
         release, self._release = self._release, None
@@ -171,11 +191,12 @@ def stop(session: Session, finding: dict[str, Any], report: str = "") -> None:
     recording = Recording(session.path, session.rank, int(first.get("op_id", -1)))
     source = first.get("source") or {}
     file, line = source.get("file"), source.get("line")
+    function = str(source.get("function") or "")
     if (
         isinstance(file, str)
         and isinstance(line, int)
-        and recording.built_before(first)
-        and not runs_in(frame, file, line)
+        and _of_a_graph(session, first)
+        and not runs_in(frame, file, line, function)
     ):
         note = f"this line built {first.get('op')}; `up` leads to the call that runs now"
         report = f"{report}\ntracelens: {note}"
@@ -183,7 +204,7 @@ def stop(session: Session, finding: dict[str, Any], report: str = "") -> None:
         at_line(
             file,
             line,
-            str(source.get("function") or ""),
+            function,
             recording.values(),
             lambda there: _interact(there, recording, running, report),
         )
@@ -229,6 +250,33 @@ def prompt(reader: TraceReader, *, at: int | None = None, rank: int = 0) -> int:
     return cursor.op_id
 
 
+def _tell_quit_in_one_line() -> None:
+    """Let the exception that ends the program after `quit` be told without a traceback."""
+    before = sys.excepthook
+    if getattr(before, "tells_quit", False):
+        return
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if issubclass(kind, bdb.BdbQuit):
+            sys.stderr.write("tracelens: quit from the debugger\n")
+        else:
+            before(kind, error, trace)
+
+    hook.tells_quit = True  # type: ignore[attr-defined]
+    sys.excepthook = hook
+
+
+def _of_a_graph(session: Session, first_cause: dict[str, Any]) -> bool:
+    """Whether an op may belong to a graph, whose lines ran when it was built and not since.
+
+    PyTorch's ops have a namespace, TensorFlow's have none.
+    """
+    if first_cause.get("compiled"):
+        return True
+    backends = {backend.name for backend in session.backends}
+    return "tensorflow" in backends and "::" not in str(first_cause.get("op"))
+
+
 def _interact(
     frame: FrameType, recording: Recording | None, running: FrameType, report: str = ""
 ) -> None:
@@ -241,8 +289,14 @@ def _interact(
         report: what to print first.
     """
     from tracelens.capture import released
+    from tracelens.control import stand_still
     from tracelens.session import current
 
+    goes_on = stand_still(report, -1 if recording is None else recording.op_id)
+    if goes_on is not None:
+        if not goes_on:
+            raise Quit("ended from the terminal interface")
+        return
     # First, because a debugger keeps the stdout that it finds.
     release = released()
     debugger = sys.modules[__name__].Debugger(skip=HIDDEN_MODULES)
@@ -265,7 +319,7 @@ def _interact(
         finally:
             session.judge.standing = False
     if debugger.quitting:
-        raise bdb.BdbQuit
+        raise Quit("quit from the debugger")
     if debugger.stoplineno != _NO_STOP:
         _step_on(debugger, running, at_graph=frame is not running)
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import FrameType
 from typing import Any
+
+_PACKAGE = re.compile(r".*/(?:site|dist)-packages/([^/]+?)(?:\.py)?(?:/|$)")
+_STANDARD = re.compile(r".*/lib/python3[^/]*/(?!(?:site|dist)-packages/)|<frozen ")
 
 _FRAMEWORKS = frozenset(
     "torch functorch torchgen torchvision torchaudio tensorflow keras tf_keras tensorboard optree "
@@ -35,11 +41,13 @@ def user_frame(frame: FrameType | None = None) -> FrameType | None:
     return found
 
 
-def runs_in(frame: FrameType | None, file: str, line: int) -> bool:
+def runs_in(frame: FrameType | None, file: str, line: int, function: str) -> bool:
     """Whether a frame, or one that called it, runs the function that a source line is in."""
+    name = function.rpartition(".")[2]
     while frame is not None:
         code = frame.f_code
-        if code.co_filename == file:
+        # The lines of a module's own code lie around those of its functions: names tell them apart.
+        if code.co_filename == file and code.co_name == name:
             lines = [number for _, _, number in code.co_lines() if number is not None]
             if lines and min(lines) <= line <= max(lines):
                 return True
@@ -74,3 +82,20 @@ def at_line(
     namespace: dict[str, Any] = dict(vars(owner)) if owner is not None else {"__name__": "graph"}
     namespace["__tracelens_stop__"] = lambda: do(sys._getframe(1))
     exec(code, namespace, dict(values))  # the code is the one call above, never the file's
+
+
+def package_of(file: str) -> str:
+    """Return what a file belongs to if it is not the user's own.
+
+    Examples:
+        >>> package_of("/venv/lib/python3.11/site-packages/torch/_tensor.py")
+        'torch'
+        >>> package_of("/usr/lib/python3.11/threading.py"), package_of("/home/me/train.py")
+        ('python', '')
+    """
+    installed = _PACKAGE.match(file)
+    if installed is not None:
+        return installed[1]
+    if file.startswith(str(Path(__file__).parent) + os.sep):
+        return "tracelens"
+    return "python" if _STANDARD.match(file) else ""

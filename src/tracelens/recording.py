@@ -51,14 +51,6 @@ class Recording:
         self.op_id = self._context.cursor.op_id
         return self._context
 
-    def built_before(self, first_cause: dict[str, Any]) -> bool:
-        """Whether an op belongs to a graph, whose lines ran when it was built and not since."""
-        if first_cause.get("compiled"):
-            return True
-        cursor = self.context().cursor
-        framework = {s.framework for s in cursor.reader.shards() if s.rank == self.rank}
-        return "tensorflow" in framework
-
     def values(self) -> dict[str, Any]:
         """Return the tensors of the op as ``inputs`` and ``outputs``.
 
@@ -92,7 +84,5 @@ def latest() -> Recording:
     if open_now is not None:
         return Recording(open_now.path, open_now.rank)
     if session.last_place is None:
-        raise SessionError(
-            "nothing was recorded in this process: open a session with tl.trace(...)"
-        )
+        raise SessionError("this process recorded nothing: open a session with tl.trace(...)")
     return Recording(*session.last_place)

@@ -16,12 +16,11 @@ from typing import Any
 
 from tracelens.errors import EXIT_UNREADABLE, TraceError, TraceLensError
 from tracelens.events import Op
+from tracelens.frames import package_of
 from tracelens.storage.manifest import LIVE_DIR
 
 _DUMP_TIMEOUT_S = 30.0
 _MAPPED = re.compile(r"(/.*)\.(?:ring|strings|events)")
-_PACKAGE = re.compile(r".*/(?:site|dist)-packages/([^/]+?)(?:\.py)?(?:/|$)")
-_STANDARD = re.compile(r".*/lib/python3[^/]*/(?!(?:site|dist)-packages/)|<frozen ")
 
 
 class StacksError(TraceLensError):
@@ -219,23 +218,6 @@ def _frame(told: dict[str, Any]) -> StackFrame:
     file = str(told.get("filename") or "?")
     line = _whole(told.get("line"))
     return StackFrame(str(told.get("name") or "?"), file, line, package_of(file))
-
-
-def package_of(file: str) -> str:
-    """Return what a file belongs to if it is not the user's own.
-
-    Examples:
-        >>> package_of("/venv/lib/python3.11/site-packages/torch/_tensor.py")
-        'torch'
-        >>> package_of("/usr/lib/python3.11/threading.py"), package_of("/home/me/train.py")
-        ('python', '')
-    """
-    installed = _PACKAGE.match(file)
-    if installed is not None:
-        return installed[1]
-    if file.startswith(str(Path(__file__).parent) + os.sep):
-        return "tracelens"
-    return "python" if _STANDARD.match(file) else ""
 
 
 def _whole(value: object) -> int:

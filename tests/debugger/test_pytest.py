@@ -1,0 +1,63 @@
+"""Under pytest: the prompt lands on the user's line, and the terminal is the prompt's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conversation import Conversation
+
+pytest.importorskip("torch")
+
+TESTS = """
+import torch
+import tracelens as tl
+
+def loss_of(x):
+    return torch.log(x - 5).sum()
+
+def test_raises():
+    with tl.trace("raise.tltrace", nonfinite="raise", capture="ops", quiet=True):
+        weight = torch.ones(3, requires_grad=True)
+        optimizer = torch.optim.SGD([weight], 0.1)
+        loss_of(weight).backward()
+        optimizer.step()
+
+def test_breaks():
+    with tl.trace("break.tltrace", nonfinite="break", capture="ops", quiet=True):
+        weight = torch.ones(3, requires_grad=True)
+        optimizer = torch.optim.SGD([weight], 0.1)
+        loss_of(weight).backward()
+        optimizer.step()
+    print("went on")
+"""
+
+
+def run_pytest(directory: Path, *arguments: str) -> Conversation:
+    (directory / "test_user.py").write_text(TESTS)
+    return Conversation(["-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments], directory)
+
+
+def test_post_mortem_lands_on_the_users_line_with_the_tensor_commands(tmp_path: Path) -> None:
+    talk = run_pytest(
+        tmp_path, "--pdb", "--pdbcls=tracelens.debugger:Debugger", "test_user.py::test_raises"
+    )
+    said = talk.reach_prompt()
+    assert "test_raises()" in said
+    assert "requires_grad=True" in talk.ask("p weight")
+    assert "aten::log" in talk.ask("lt")
+    assert "test_user.py:6" in talk.ask("why")
+    _, status = talk.leave("q")
+    assert status == 2
+
+
+def test_a_break_takes_the_terminal_from_the_capture_and_gives_it_back(tmp_path: Path) -> None:
+    talk = run_pytest(tmp_path, "test_user.py::test_breaks")
+    said = talk.reach_prompt()
+    assert "log is nan below 0" in said
+    assert "test_breaks()" in said
+    assert "aten::log" in talk.ask("lt")
+    said, status = talk.leave("c")
+    assert "went on" not in said, "a passing test's output is captured again"
+    assert "1 passed" in said
+    assert status == 0
