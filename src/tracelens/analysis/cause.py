@@ -309,6 +309,8 @@ def sink_words(sink: Mapping[str, Any]) -> str:
         return "the loss" if name in ("", "loss") else f"the loss ({name})"
     if kind == "read":
         return f"a value the program read{f' ({name})' if name else ''}"
+    if name == kind:
+        name = ""
     words = _SINK_WORDS.get(str(kind))
     return f"{words} {name}".strip() if words else f"{kind} {name}".strip()
 

@@ -17,8 +17,11 @@ def words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+FEED = "feed"
+"""Stands in for what a session is fed with."""
+
 BATCH_OPS = words(
-    "DataLoader step_input feed IteratorGetNext IteratorGetNextSync IteratorGetNextAsOptional "
+    f"DataLoader step_input {FEED} IteratorGetNext IteratorGetNextSync IteratorGetNextAsOptional "
     "OptionalGetValue"
 )
 """What hands over a batch, the arguments of a decorated step, or what a session is fed."""
@@ -129,7 +132,7 @@ def framework_of(name: str) -> str:
     """
     if "::" in name or name == "DataLoader" or "Backward" in name:
         return "torch"
-    if name == "feed" or _TENSORFLOW.match(name):
+    if name == FEED or _TENSORFLOW.match(name):
         return "tensorflow"
     return ""
 

@@ -73,7 +73,7 @@ def pow_gradient_at_zero(case: Case) -> Advice | None:
         "the derivative of x**p is p * x**(p - 1): infinite at x = 0 for p < 1, and 0 * inf = nan "
         f"where the incoming gradient is 0{then(case)}.",
         f"{case.words('power', x=case.words('at-least', x='x', low='1e-12'), p='p')}, or add a "
-        f"small constant inside: {case.words('power', x='(x + 1e-6)', p='p')}",
+        f"small constant inside: {case.words('shifted-power')}",
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tracelens.analysis.names import BATCH_OPS, FILLS
+from tracelens.analysis.names import BATCH_OPS, FEED, FILLS
 from tracelens.analysis.rules.case import Advice, Case, bad_counts, outcome, say, shown, then
 from tracelens.analysis.state import Bad
 from tracelens.events import OpFlag, Phase
@@ -60,6 +60,12 @@ def came_in(case: Case) -> Advice | None:
             "from a file, a list or an array.",
             f"check what is read here: {case.words('assert-finite')}, and repair its source "
             f"({case.words('nan-to-num')} for missing values)",
+        )
+    if case.origin == "data" and case.op.name == FEED:
+        return Advice(
+            "bad-data",
+            f"what the program fed was already non-finite{counts}.",
+            f"check what is fed before the run: {case.words('check-feed')}",
         )
     if case.origin == "data":
         return Advice(

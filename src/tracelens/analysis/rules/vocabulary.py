@@ -21,6 +21,7 @@ PHRASES: Mapping[str, tuple[str, str]] = {
     "between": ("{x}.clamp({low}, {high})", "tf.clip_by_value({x}, {low}, {high})"),
     "where": ("torch.where({condition}, {x}, {y})", "tf.where({condition}, {x}, {y})"),
     "power": ("{x}.pow({p})", "tf.pow({x}, {p})"),
+    "shifted-power": ("(x + 1e-6).pow(p)", "tf.pow(x + 1e-6, p)"),
     "pow": ("torch.pow({x}, {p})", "tf.pow({x}, {p})"),
     "signed-power": ("torch.sign(x) * x.abs().pow(p)", "tf.sign(x) * tf.pow(tf.abs(x), p)"),
     "magnitude": ("x.abs()", "tf.abs(x)"),
@@ -176,6 +177,10 @@ PHRASES: Mapping[str, tuple[str, str]] = {
         "x = torch.nan_to_num(x), or keep = torch.isfinite(x).flatten(1).all(1)",
         "dataset.filter(lambda x, y: tf.reduce_all(tf.math.is_finite(x))), or "
         "x = tf.where(tf.math.is_finite(x), x, 0.0)",
+    ),
+    "check-feed": (
+        "assert torch.isfinite(x).all()",
+        "assert np.isfinite(x).all(), and np.nan_to_num(x) for missing values",
     ),
     "check-weights": (
         "all(torch.isfinite(p).all() for p in model.parameters())",
