@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tracelens.breakpoints import AnyOf, Breakpoint, Breakpoints, SameSite
+from tracelens.breakpoints import Breakpoint, Breakpoints, SameSite
 from tracelens.errors import ConfigError
 from tracelens.events import NO_ID, Op
 from tracelens.findings import Findings
 from tracelens.levels import Beside, Beyond, OtherStep
 from tracelens.marks import Marks
-from tracelens.predicates import Reads
+from tracelens.predicates import And, Number, Or, Reads
 from tracelens.storage.chunks import Predicate
 
 if TYPE_CHECKING:
@@ -259,11 +259,10 @@ class Cursor:
         }
         if not values:
             return []
-        reads = AnyOf(tuple(Reads(value) for value in sorted(values)))
-        following = self.reader.ops(rank=self.rank, step=self.op.step + 2, limit=1)
-        until = following[0].op_id - 1 if following else None
-        found = self._find(reads, back=False, until=until, limit=limit)
-        if not found.op_ids and following and found.complete:
+        reads = Or(tuple(Reads(value) for value in sorted(values)))
+        near = And((reads, Number("step", "<=", self.op.step + 1)))
+        found = self._find(near, back=False, last_step=self.op.step + 1, limit=limit)
+        if not found.op_ids and found.complete:
             found = self._find(reads, back=False, limit=limit)
         return self.ops(found.op_ids)
 
@@ -360,6 +359,7 @@ class Cursor:
         back: bool,
         start: int | None = None,
         until: int | None = None,
+        last_step: int | None = None,
         limit: int = 1,
     ) -> Found:
         start = self.op_id if start is None else start
@@ -369,6 +369,7 @@ class Cursor:
             after=None if back else start,
             before=start if back else None,
             until=until,
+            last_step=last_step,
             limit=limit,
             progress=self.progress,
             cancelled=self.cancelled,

@@ -74,7 +74,13 @@ def _ops_of_lines(cursor: Cursor, file: str, low: int, high: int) -> dict[int, l
             Text("file", re.compile(f"(?s){re.escape(file)}")),
         )
     )
-    found = cursor.reader.find(condition, rank=cursor.rank, step=cursor.op.step, limit=_MAX_OPS)
+    found = cursor.reader.find(
+        condition,
+        rank=cursor.rank,
+        first_step=cursor.op.step,
+        last_step=cursor.op.step,
+        limit=_MAX_OPS,
+    )
     by_line: dict[int, list[Op]] = {}
     for op_id in found.op_ids:
         op = cursor.reader.op(op_id, cursor.rank)

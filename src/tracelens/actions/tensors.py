@@ -77,7 +77,8 @@ def list_tensors(context: Context, arguments: str) -> Answer:
     found = cursor.reader.find(
         node,
         rank=cursor.rank,
-        step=step,
+        first_step=step,
+        last_step=step,
         limit=_LOOKED_AT if sorts else count + 1,
         progress=cursor.progress,
         cancelled=cursor.cancelled,

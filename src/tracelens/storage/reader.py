@@ -184,7 +184,8 @@ class TraceReader:
         after: int | None = None,
         before: int | None = None,
         until: int | None = None,
-        step: int | None = None,
+        first_step: int | None = None,
+        last_step: int | None = None,
         limit: int = 1,
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
@@ -201,7 +202,9 @@ class TraceReader:
                 ``after`` nor ``before`` is given.
             before: search downwards from this op id (it is left out).
             until: the last op id to look at, in the direction of the search.
-            step: the condition holds in this training step only: look nowhere else.
+            first_step: leave out files that hold only earlier training steps; the condition itself
+                has to leave out ops.
+            last_step: leave out files that hold only later ones.
             limit: ids to return at most.
             progress: told, between files, ops looked at and ops to look at.
             cancelled: asked between files; true ends the search.
@@ -214,7 +217,8 @@ class TraceReader:
             after=after,
             before=before,
             until=until,
-            step=step,
+            first_step=first_step,
+            last_step=last_step,
             limit=limit,
             progress=progress,
             cancelled=cancelled,

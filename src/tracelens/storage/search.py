@@ -57,7 +57,8 @@ class Search:
         after: int | None = None,
         before: int | None = None,
         until: int | None = None,
-        step: int | None = None,
+        first_step: int | None = None,
+        last_step: int | None = None,
         limit: int = 1,
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
@@ -70,7 +71,8 @@ class Search:
                 ``after`` nor ``before`` is given.
             before: search downwards from this op id (it is left out).
             until: the last op id to look at, in the direction of the search.
-            step: the condition holds in this training step only: look nowhere else.
+            first_step: leave out files that hold only earlier training steps.
+            last_step: leave out files that hold only later ones.
             limit: ids to return at most.
             progress: told between chunks.
             cancelled: asked between chunks; true ends the search.
@@ -81,8 +83,10 @@ class Search:
         else:
             low, high = (-1 if after is None else after), (_END if until is None else until + 1)
         refs = [ref for ref in self._chunks() if ref.op_hi > low and ref.op_lo < high]
-        if step is not None:
-            refs = [ref for ref in refs if ref.step_lo <= step <= ref.step_hi]
+        if first_step is not None:
+            refs = [ref for ref in refs if ref.step_hi >= first_step]
+        if last_step is not None:
+            refs = [ref for ref in refs if ref.step_lo <= last_step]
         refs.sort(key=lambda ref: -ref.op_hi if back else ref.op_lo)
         total = sum(ref.rows for ref in refs)
         found: list[int] = []
