@@ -12,6 +12,7 @@ from tracelens.analysis.ansi import Paint
 from tracelens.analysis.cause import sink_words
 from tracelens.analysis.names import display
 from tracelens.analysis.rules.case import say
+from tracelens.events import STRUCTURAL
 
 Why = Mapping[str, Any]
 
@@ -33,6 +34,8 @@ def render(why: Why, *, color: bool = False, width: int = 100) -> str:
     paint = Paint(color)
     width = max(width, _MIN_WIDTH)
     first = why.get("first_cause")
+    if why.get("verdict") == STRUCTURAL:
+        return "\n".join(_structural_lines(why, paint, width))
     if why.get("verdict") == "clean" and not first:
         told = "  no non-finite value reached anything that matters"
         return "\n".join([paint("clean", "green", "bold") + told, *_unseen(why, paint, width)])
@@ -124,18 +127,31 @@ def _seen_in_phase(why: Why) -> str | None:
     return path[-1].get("phase") if path and why.get("sink") else None
 
 
-def _cause_lines(first: Why, paint: Paint, width: int) -> list[str]:
-    frame = first.get("source")
-    where = f"{first['module']}  " if first.get("module") else ""
-    lines = []
+def _structural_lines(why: Why, paint: Paint, width: int) -> list[str]:
+    """Tell a finding about how the program is built or run."""
+    step = f"  step {why['step']}" if _is_step(why.get("step")) else ""
+    lines = [paint(str(why.get("rule", "finding")).upper(), "yellow", "bold") + step]
+    lines += _wrapped("what", str(why.get("message") or ""), paint, width)
+    lines += _place_lines("at", why, paint, width)
+    return lines + _wrapped("fix", str(why.get("advice") or ""), paint, width)
+
+
+def _place_lines(label: str, told: Why, paint: Paint, width: int) -> list[str]:
+    frame = told.get("source")
+    where = f"{told['module']}  " if told.get("module") else ""
     if frame:
         function = f" in {frame['function']}" if frame.get("function") else ""
         place = f"{where}{_short(frame['file'])}:{frame['line']}{function}"
     else:
         place = f"{where}source line not known"
-    lines += _wrapped("cause", place, paint, width, style="bold")
+    lines = _wrapped(label, place, paint, width, style="bold")
     if frame and frame.get("code"):
         lines.append(" " * (_LABEL + 4) + paint(frame["code"], "cyan"))
+    return lines
+
+
+def _cause_lines(first: Why, paint: Paint, width: int) -> list[str]:
+    lines = _place_lines("cause", first, paint, width)
     forward = first.get("forward")
     op = display(str(first["op"]))
     of_forward = f", in the backward of {display(forward['op'])}" if forward else ""
