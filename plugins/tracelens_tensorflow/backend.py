@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
@@ -141,6 +142,10 @@ class TensorFlowBackend:
         name_variables(module.variables, f"{name}/" if name else "")
         return True
 
+    def muted(self) -> AbstractContextManager[None]:
+        """Return a context in which nothing of the calling thread is observed."""
+        return self._eager.muted()
+
     def adopt(self, model: Any, on_error: Callable[[BaseException], None]) -> None:
         """Watch a Keras model that is being trained already.
 
@@ -198,7 +203,7 @@ class TensorFlowBackend:
             else:
                 self._sentinel.recorded(call, part, sinks)
         if part.writes and not self._keras.in_step:
-            session.auto_step()
+            session.auto_step("tensorflow")
 
     def _tape_asked(self, sinks: list[marks.Sink]) -> None:
         """An eager tape gave gradients."""

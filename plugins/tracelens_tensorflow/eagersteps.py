@@ -52,7 +52,7 @@ def _wrap(
             return original(self, *args, **kwargs)
         session.explain_pending()
         result = original(self, *args, **kwargs)
-        session.auto_step()
+        session.auto_step("tensorflow")
         return result
 
     apply.__tracelens__ = True  # type: ignore[attr-defined]

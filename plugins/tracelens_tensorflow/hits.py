@@ -27,12 +27,14 @@ def sinks_of(call: Call, tripped: Sequence[Slot], outcome: Outcome) -> list[dict
         Fields of ``sink`` events.
     """
     doubts = [] if outcome.exact or not outcome.ran else list(outcome.remarks)
-    found = []
+    found: list[dict[str, Any]] = []
     seen = {(each.sink, each.name): each for each in reversed(outcome.seen)}
     wanted = [(slot.sink, slot.name) for slot in tripped] or list(seen)
     for kind, name in dict.fromkeys(wanted):
         known = seen.get((kind, name))
         value_id = known.value_id if known is not None else NO_ID
+        if kind == "output" and value_id >= 0 and any(f["value_id"] == value_id for f in found):
+            continue  # The loss, returned.
         tensor = known.tensor if known is not None else None
         found.append(sink_fields(kind, name, call.step, tensor, value_id, doubts))
     return found

@@ -136,7 +136,7 @@ class KerasWatch:
     def _trained(self, logs: Any) -> None:
         try:
             self._scalars = dict(_scalars_in(logs))
-            self._session.auto_step()
+            self._session.auto_step("tensorflow")
         except NonFiniteError:
             raise
         except Exception as error:

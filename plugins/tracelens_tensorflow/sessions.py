@@ -132,7 +132,7 @@ class SessionWatch:
         own = values[: len(fetches)]
         self._guarded(self._after, session, plan, history if alone else None, feeds, values, timed)
         if plan.is_step:
-            self._session.auto_step()
+            self._session.auto_step("tensorflow")
         elif self._session.judge.pending:
             self._session.explain_pending()
         return own

@@ -32,7 +32,7 @@ _SPECIAL = {
     torch.nn.Module._wrapped_call_impl.__code__: CodeKind.MODULE_CALL,
 }
 _FILES = UserFiles(
-    libraries=("torch", "functorch", "accelerate"),
+    libraries=("torch", "functorch", "accelerate", "keras"),
     directories=(Path(torch.__file__).parent, Path(__file__).parent),
     prefixes=("<eval_with_key>", "<torch"),
     parts=("torchinductor_",),

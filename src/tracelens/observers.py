@@ -150,6 +150,7 @@ class Observers:
             )
             return None
         self.running.append(backend)
+        self._session.writer.add_framework(framework)
         return backend
 
     def _imported(self, framework: str) -> None:

@@ -166,8 +166,11 @@ class Session:
             self._steps.mark(scalars)
             self.judge.act()
 
-    def auto_step(self) -> None:
+    def auto_step(self, source: str = "") -> None:
         """A backend saw an optimizer step: the end of a step, unless the user marks steps.
+
+        Args:
+            source: the backend's framework.
 
         Raises:
             NonFiniteError: ``nonfinite="raise"`` and the step was bad.
@@ -175,7 +178,7 @@ class Session:
         if self._state != "open":
             return
         with self._lock:
-            self._steps.auto()
+            self._steps.auto(source)
             self.judge.act()
 
     def begin_call(self) -> None:
@@ -355,6 +358,7 @@ class Session:
                 self.path,
                 rank=self.rank,
                 mode="flight" if self.config.capture == "guard" else "stream",
+                framework="",
             )
         except OSError as error:
             raise SessionError(

@@ -45,6 +45,8 @@ class Steps:
         self.running = False
         self._mark = Mark.NONE
         self._depth = 0
+        self._pace: str | None = None
+        self._last_source: str | None = None
         self._started_ns = 0
         self._first_op_id = 0
         self._ended: Event | None = None
@@ -75,9 +77,20 @@ class Steps:
             if not self._depth:
                 self._begin_next()
 
-    def auto(self) -> None:
-        """An optimizer stepped: the end of a step, unless the user marks steps."""
+    def auto(self, source: str = "") -> None:
+        """An optimizer stepped: the end of a step, unless the user marks steps.
+
+        Where two frameworks take turns, the first of them sets the pace.
+
+        Args:
+            source: the framework.
+        """
         if self._mark > Mark.AUTO or self._depth:
+            return
+        again, self._last_source = source == self._last_source, source
+        if self._pace is None or again:
+            self._pace = source
+        if source != self._pace:
             return
         self._mark = Mark.AUTO
         self._commit()

@@ -36,6 +36,9 @@ Records = NDArray[np.void]
 MAX_CAPACITY = 1 << 26
 """Refuse larger rings on read (11 GiB of records): a damaged header must not exhaust memory."""
 
+_SPARE_BYTES = 64
+"""Room in a new ring's header for the names of further frameworks."""
+
 RING_STATE = ("shard", "rank", "attempt", "host", "pid", "framework", "mode")
 """What a ring's header repeats of its shard's state, so that a lost shard file can be remade."""
 
@@ -83,6 +86,15 @@ class RingReader:
             self._map, dtype=RECORD, count=self.capacity, offset=RING_HEADER_BYTES
         )
         self._mask = self.capacity - 1
+
+    @property
+    def framework(self) -> str | None:
+        """The frameworks that the writer has named by now, None if the header says nothing."""
+        try:
+            found = _check_header(self.path, self._map, len(self._map))[1].get("framework")
+        except TraceError:
+            return None
+        return found if isinstance(found, str) else None
 
     @property
     def sealed(self) -> int:
@@ -251,13 +263,24 @@ class RingWriter:
             for name in RECORD.names or ()
         ]
         text = json.dumps({**meta, "struct": RECORD_STRUCT.format, "fields": fields})
-        data = text.encode()
+        # Room for `set_framework`, which must not change the length.
+        data = text.encode() + b" " * _SPARE_BYTES
         if HEADER_STRUCT.size + len(data) > RING_HEADER_BYTES:
             raise ValueError("the ring header's JSON does not fit")
         head = HEADER_STRUCT.pack(
             RING_MAGIC, RING_VERSION, RECORD_BYTES, self.capacity, sealed, sealed, len(data)
         )
         self.buffer[: len(head) + len(data)] = head + data
+
+    def set_framework(self, framework: str) -> None:
+        """Change the frameworks named in the header; one that does not fit is left out."""
+        length_at = HEADER_STRUCT.size - 4
+        length = int.from_bytes(self.buffer[length_at : length_at + 4], "little")
+        start, end = HEADER_STRUCT.size, HEADER_STRUCT.size + length
+        meta = json.loads(self.buffer[start:end])
+        data = json.dumps({**meta, "framework": framework}).encode()
+        if len(data) <= length:
+            self.buffer[start:end] = data.ljust(length)
 
     @property
     def record_address(self) -> int:

@@ -238,6 +238,7 @@ class Sealer:
 
     def _save(self) -> None:
         self.state.heartbeat_ns = self._clock_ns()
+        self.state.framework = self.ring.framework or self.state.framework
         write_shard(self.run_dir, self.state)
 
 

@@ -117,6 +117,17 @@ class ShardWriter:
         self.write, self._set_limit = self._make_write()
         _open_writers.add(self)
 
+    def add_framework(self, framework: str) -> None:
+        """A further framework is recorded: say so in the shard's state.
+
+        Args:
+            framework: its import name.
+        """
+        known = [name for name in self._state.framework.split(", ") if name]
+        if framework not in known and not self._inert:
+            self._state.framework = ", ".join([*known, framework])
+            self._ring.set_framework(self._state.framework)
+
     def _open_files(self, ring_bytes: int) -> None:
         live = self.run_dir / LIVE_DIR
         header = {
