@@ -59,6 +59,9 @@ class ModuleNames:
         known = self._paths.get(id(module))
         if known is not None and known[0]() is module:
             return known[1]
+        layer = _keras_name(module)
+        if layer:
+            return layer
         outermost = _outermost(frame or sys._getframe(1))
         # A module's truth may be its length, or an error: a compiled one that has none raises.
         self.watch(module if outermost is None else outermost)
@@ -75,6 +78,16 @@ class ModuleNames:
     def _forget(self, dead: weakref.ref[Any]) -> None:
         if self._on_dead is not None:
             self._on_dead()
+
+
+def _keras_name(module: Any) -> str:
+    """Return the name of a Keras layer on the torch backend, empty for other modules.
+
+    Keras does not register a model's layers as children, and names each of them itself.
+    """
+    keras = sys.modules.get("keras.src.layers.layer")
+    layer = getattr(keras, "Layer", None)
+    return str(module.name) if layer is not None and isinstance(module, layer) else ""
 
 
 def _plain(path: str) -> str:
