@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 _DEPTH = 8
 """Gradients of gradients are followed this far to the line of the op they began with."""
 
+_FAR = 64
+"""Ops between a gradient and the write of an update: a rule by hand has a dozen."""
+
 _BACKWARD_NAMES = ("gradient_tape/", "gradients/")
 _CALLERS = optables.CALLS | optables.BRANCHES | optables.LOOPS
 _PLUMBING = frozenset(("Placeholder", "NoOp"))
@@ -162,6 +165,8 @@ def _examine(op: Any, depth: int) -> _Known:
         if caller is not None:
             nearest = _known(caller, depth - 1)
             source, module = nearest.source, module or nearest.module
+    if phase is Phase.FORWARD and optables.writes(op) and _reads_gradients(op, depth):
+        phase = Phase.OPTIMIZER
     if phase is not Phase.BACKWARD:
         return _Known(source, exact, module, phase, None)
     between = forward is None
@@ -186,6 +191,20 @@ def _caller_of(graph: Any) -> Any:
     name = notes.caller[1]
     calls = (op for op in around.get_operations() if op.type in _CALLERS)
     return next((op for op in calls if any(name in v for v in fdef.called_by(op).values())), None)
+
+
+def _reads_gradients(op: Any, depth: int) -> bool:
+    """Tell whether a value that an op writes was computed from gradients: an update by hand."""
+    waiting, seen = [tensor.op for tensor in list(op.inputs)[1:]], set()
+    while waiting and depth and len(seen) < _FAR:
+        producer = waiting.pop()
+        if producer._id in seen:
+            continue
+        seen.add(producer._id)
+        if _known(producer, depth - 1).phase is Phase.BACKWARD:
+            return True
+        waiting += [tensor.op for tensor in producer.inputs]
+    return False
 
 
 def _is_backward(op: Any) -> bool:

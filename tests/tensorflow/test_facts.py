@@ -363,6 +363,22 @@ def test_optimizer_ops_have_the_line_that_applied_the_gradients(name: str) -> No
         assert (known.phase, marker(known)) == (Phase.OPTIMIZER, "apply")
 
 
+def test_an_update_by_hand_is_an_optimizers_and_a_moving_average_is_not() -> None:
+    weight, average = tf.Variable(tf.ones([3])), tf.Variable(tf.ones([3]))
+
+    def step(x: Any) -> Any:
+        with tf.GradientTape() as tape:
+            y = tf.tanh(x * weight)
+            average.assign(0.9 * average + 0.1 * y[0])  # average
+        weight.assign_sub(0.1 * tf.clip_by_value(tape.gradient(y, weight), -1.0, 1.0))  # update
+        return y
+
+    graph = graph_of(step)
+    update, moving = told(graph, "AssignSubVariableOp"), told(graph, "AssignVariableOp")
+    assert (update.phase, marker(update)) == (Phase.OPTIMIZER, "update")
+    assert (moving.phase, marker(moving)) == (Phase.FORWARD, "average")
+
+
 def test_a_forward_accumulator_is_no_backward_pass() -> None:
     def f(x: Any) -> Any:
         with tf.autodiff.ForwardAccumulator(x, tf.ones_like(x)) as accumulator:
