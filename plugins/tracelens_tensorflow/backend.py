@@ -80,6 +80,8 @@ class TensorFlowBackend:
         self._install("what graph ops are", _facts_install, session)
         self._install("retraces", _retraces_install, session)
         self._install("sessions", _sessions_install, session)
+        if session.config.profile:
+            self._install("profile", _profile_install, session)
         self._install("tapes", marks.install, self._tape_asked, self._tape_failed)
         self._install("eager ops", self._eager.install)
         self._install("functions", self._calls.install)
@@ -105,6 +107,7 @@ class TensorFlowBackend:
         """A step begins."""
         self._sentinel.hits = 0
         self._active = active
+        _profile_step(step, active=active)
         self._eager.begin_step(active=active)
         if self._ops is not None:
             self._ops.begin_step(step, active=active)
@@ -321,6 +324,18 @@ def _retraces_install(session: Session) -> Callable[[], None]:
     from tracelens_tensorflow import retraces
 
     return retraces.install(session)
+
+
+def _profile_install(session: Session) -> Callable[[], None]:
+    from tracelens_tensorflow import profile
+
+    return profile.install(session)
+
+
+def _profile_step(step: int, *, active: bool) -> None:
+    profile = sys.modules.get("tracelens_tensorflow.profile")
+    if profile is not None:
+        profile.begin_step(step, active=active)
 
 
 def _sessions_install(session: Session) -> Callable[[], None]:

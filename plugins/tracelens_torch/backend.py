@@ -50,6 +50,9 @@ class TorchBackend:
         self._uninstall.append(self._data)
         self._amp = amp.install_amp(session, self._amp_failed)
         self._uninstall.append(self._amp)
+        if session.config.profile:
+            told = "profile=True: PyTorch's ops are not profiled by this version"
+            session.note("profile", told, "warning")
         self._compiled = compiled.CompileWatch(session)
         if self._engine.name == "sentinel":
             self._use_sentinel(self._engine)

@@ -63,6 +63,7 @@ def trace(
     engine: str | None = None,
     tensors: str | Sequence[str] = ("*",),
     tensor_budget_bytes: int = 1 << 30,
+    profile: bool = False,
     quiet: bool = False,
 ) -> Tracer: ...
 
@@ -77,6 +78,7 @@ def trace(
     engine: str | None = None,
     tensors: str | Sequence[str] = ("*",),
     tensor_budget_bytes: int = 1 << 30,
+    profile: bool = False,
     quiet: bool = False,
 ) -> Any:
     """Record a program: a bare decorator, a decorator with arguments, or a context manager.
@@ -97,6 +99,7 @@ def trace(
             once a step); the default takes the best that works here.
         tensors: name pattern, or several, whose values ``capture="tensors"`` keeps.
         tensor_budget_bytes: at most this much tensor data is stored.
+        profile: keep when every op ran and how long, from TensorFlow's own profiler.
         quiet: say nothing on stderr at the end.
 
     Raises:
@@ -121,6 +124,7 @@ def trace(
             engine=engine,
             tensors=(tensors,) if isinstance(tensors, str) else tuple(tensors),
             tensor_budget_bytes=tensor_budget_bytes,
+            profile=profile,
             quiet=quiet,
         )
     )

@@ -39,6 +39,7 @@ class Config:
             here.
         tensors: glob patterns of tap and module names whose values ``capture="tensors"`` keeps.
         tensor_budget_bytes: at most this much tensor data is stored.
+        profile: keep when every op ran and how long, from the framework's own profiler.
         quiet: say nothing on stderr when the session ends.
     """
 
@@ -49,6 +50,7 @@ class Config:
     engine: str | None = None
     tensors: tuple[str, ...] = ("*",)
     tensor_budget_bytes: int = 1 << 30
+    profile: bool = False
     quiet: bool = False
 
     def __post_init__(self) -> None:

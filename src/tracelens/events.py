@@ -79,6 +79,8 @@ class OpFlag(IntFlag):
     """Recorded while a step was replayed, not while it first ran."""
     UNSEEN_INPUTS = 2048
     """Some inputs could not be identified (sparse, wrapped or symbolic tensors)."""
+    PROFILED = 4096
+    """A profiler tells when it ran and how long, and nothing of its tensors."""
 
 
 class TensorFlag(IntFlag):

@@ -353,11 +353,12 @@ class Session:
 
         if self.path.exists() and _environment_number("WORLD_SIZE", 1) <= 1:
             raise SessionError(f"{self.path} already exists; choose another path or remove it")
+        only_findings = self.config.capture == "guard" and not self.config.profile
         try:
             return ShardWriter(
                 self.path,
                 rank=self.rank,
-                mode="flight" if self.config.capture == "guard" else "stream",
+                mode="flight" if only_findings else "stream",
                 framework="",
             )
         except OSError as error:

@@ -54,6 +54,9 @@ class Run(Command):
             action="store_true",
             help="show the run while it goes on, in the terminal; its output goes to a file",
         )
+        parser.add_argument(
+            "--profile", action="store_true", help="keep when every op ran (TensorFlow's profiler)"
+        )
         parser.add_argument("-q", "--quiet", action="store_true", help="say nothing at the end")
 
     def parse(
@@ -82,6 +85,7 @@ class Run(Command):
                 nonfinite=options.nonfinite,
                 schedule=_schedule(options.steps),
                 engine=options.engine,
+                profile=options.profile,
                 quiet=options.quiet,
             ),
             opened_by="tracelens run",
