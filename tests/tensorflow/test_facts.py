@@ -302,6 +302,17 @@ def test_watching_layers_leaves_their_signature_and_source() -> None:
     assert "def __call__" in inspect.getsource(call)
 
 
+def test_watching_layers_does_not_make_autograph_convert_them() -> None:
+    class Branching(keras.layers.Layer):
+        def call(self, x: Any) -> Any:
+            return x + 1 if tf.reduce_sum(x) > 0 else x
+
+    layer = Branching()
+    for function in (lambda x: layer(x), layer, layer.__call__):
+        with pytest.raises(tf.errors.OperatorNotAllowedInGraphError):
+            graph_of(function)
+
+
 def test_a_layer_whose_call_fails_raises_its_own_error() -> None:
     class Failing(keras.layers.Layer):
         def call(self, x: Any) -> Any:
