@@ -29,7 +29,7 @@ class Conversation:
             "OMP_NUM_THREADS": "1",
             "TF_CPP_MIN_LOG_LEVEL": "2",
         }
-        home = {"XDG_STATE_HOME": str(directory / "state"), "HOME": str(directory)}
+        home = {"XDG_STATE_HOME": str(directory / "state")}
         self.process = pexpect.spawn(
             sys.executable,
             arguments,
