@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tracelens.cursor import Cursor, Stop
 from tracelens.errors import ConfigError
-from tracelens.filters import Filter
+
+if TYPE_CHECKING:
+    from tracelens.cursor import Cursor, Stop
+    from tracelens.filters import Filter
 
 
 class CommandError(ConfigError):

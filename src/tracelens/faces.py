@@ -9,7 +9,7 @@ from pathlib import Path
 from tracelens.errors import TraceLensError
 
 ENTRY_POINT_GROUP = "tracelens.faces"
-
+_DISTRIBUTION = "tracelens-toolkit"
 
 GO_ON = 64
 """Exit code of a face shown while a program stands still: let it go on."""
@@ -33,7 +33,13 @@ def load_face(name: str) -> Callable[..., int]:
     """
     from importlib import metadata
 
-    for point in metadata.entry_points(group=ENTRY_POINT_GROUP, name=name):
+    try:
+        # Our own distribution first: looking into all that are installed takes 30 ms.
+        own = metadata.distribution(_DISTRIBUTION).entry_points
+        points = own.select(group=ENTRY_POINT_GROUP, name=name)
+    except metadata.PackageNotFoundError:
+        points = None
+    for point in points or metadata.entry_points(group=ENTRY_POINT_GROUP, name=name):
         try:
             face: Callable[..., int] = point.load()
         except ImportError as error:

@@ -8,14 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from textual.app import App
 
-from tracelens.command import Context
 from tracelens.commands import TABLE, find
-from tracelens.cursor import Cursor, Stop
 from tracelens.errors import TraceLensError
 from tracelens_tui import keymap, themes
 from tracelens_tui.model import cause_id
 from tracelens_tui.navigation import MAX_MATCHES, Move
-from tracelens_tui.screens.answer import AnswerScreen
 from tracelens_tui.screens.base import TraceScreen
 from tracelens_tui.texts import count, safe
 from tracelens_tui.widgets.prompt import Prompt
@@ -23,6 +20,8 @@ from tracelens_tui.widgets.prompt import Prompt
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from tracelens.command import Context
+    from tracelens.cursor import Cursor, Stop
     from tracelens.events import Op
     from tracelens_tui.model import TraceModel
     from tracelens_tui.navigation import Navigator
@@ -121,6 +120,8 @@ class Actions(App[int]):
         elif len(answer.lines) == 1:
             self.say(answer.lines[0], severity="error" if answer.error else "information")
         elif answer.lines:
+            from tracelens_tui.screens.answer import AnswerScreen
+
             self.push_screen(AnswerScreen(answer.lines))
 
     async def action_why(self) -> None:
@@ -152,11 +153,11 @@ class Actions(App[int]):
 
     # Search and filter
 
-    def action_prompt(self, kind: str, text: str = "") -> None:
+    async def action_prompt(self, kind: str, text: str = "") -> None:
         """Open the line at the bottom."""
         if isinstance(self.screen, TraceScreen):
             words = self.completions() if kind == ":" else ()
-            self.screen.query_one(Prompt).open(kind, text=text, words=words)
+            await self.screen.query_one(Prompt).open(kind, text=text, words=words)
 
     async def on_prompt_entered(self, event: Prompt.Entered) -> None:
         """Do what was typed."""

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, ClassVar
 from textual.app import App
 from textual.binding import BindingType
 
-from tracelens.control import Stopped
 from tracelens.errors import TraceLensError
 from tracelens.events import Op, Source
 from tracelens_tui import keymap
@@ -19,8 +18,6 @@ from tracelens_tui.beside import Beside
 from tracelens_tui.live import Live
 from tracelens_tui.model import TraceModel, open_at
 from tracelens_tui.navigation import Navigator
-from tracelens_tui.palette import CommandPalette
-from tracelens_tui.program import Program
 from tracelens_tui.rows import OpRows
 from tracelens_tui.screens.base import TraceScreen
 from tracelens_tui.screens.registry import SCREEN_NAMES, make_screen
@@ -28,7 +25,16 @@ from tracelens_tui.themes import DARK, THEMES, extra_variables
 from tracelens_tui.worker import ReaderThread
 
 if TYPE_CHECKING:
+    from tracelens.control import Stopped
     from tracelens_tui.model import Opening
+    from tracelens_tui.program import Program
+
+
+def _palette() -> type:
+    """Return the palette's provider, imported when the palette is first opened."""
+    from tracelens_tui.palette import CommandPalette
+
+    return CommandPalette
 
 
 class TraceLensApp(Actions, Live, Beside, App[int]):
@@ -37,7 +43,7 @@ class TraceLensApp(Actions, Live, Beside, App[int]):
     TITLE = "tracelens"
     CSS_PATH = "tracelens.tcss"
     ENABLE_COMMAND_PALETTE = True
-    COMMANDS: ClassVar[set[type]] = {CommandPalette}
+    COMMANDS: ClassVar[set[Callable[[], type]]] = {_palette}
     BINDINGS: ClassVar[list[BindingType]] = keymap.bindings()
 
     def __init__(
@@ -94,6 +100,8 @@ class TraceLensApp(Actions, Live, Beside, App[int]):
         if self._path is None:
             await self.show_screen("runs")
         elif self._command:
+            from tracelens_tui.program import Program
+
             self.program = Program(self._command, self._path, self._tell_stop)
             await self.show_screen("runs")
             self.run_worker(self.watch_program(self._path, self.program), group="program")

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from textual.app import App
 
-from tracelens.control import Stopped
 from tracelens.storage.manifest import SHARDS_DIR
-from tracelens_tui.model import TraceModel
-from tracelens_tui.program import Program
-from tracelens_tui.screens.output import OutputScreen
 from tracelens_tui.texts import safe
 
 _INTERVAL_S = 0.05
+
+if TYPE_CHECKING:
+    from tracelens.control import Stopped
+    from tracelens_tui.model import TraceModel
+    from tracelens_tui.program import Program
 
 
 def _has_begun(path: Path) -> bool:
@@ -35,7 +37,7 @@ class Beside(App[int]):
             await asyncio.sleep(_INTERVAL_S)
         if not _has_begun(path):
             self.say(f"the program ended ({program.exit_code}) before it recorded anything")
-            self.push_screen(OutputScreen(program))
+            self._show_output(program)
             return
         await self.open(path)
         while program.exit_code is None:
@@ -64,7 +66,12 @@ class Beside(App[int]):
         if self.program is None:
             self.say("no program runs beside this trace: tracelens run --live")
         else:
-            self.push_screen(OutputScreen(self.program))
+            self._show_output(self.program)
+
+    def _show_output(self, program: Program) -> None:
+        from tracelens_tui.screens.output import OutputScreen
+
+        self.push_screen(OutputScreen(program))
 
     def action_program(self, code: int) -> None:
         """Let the program that stands still go on, or end it."""

@@ -9,12 +9,12 @@ from textual.app import App
 
 from tracelens.errors import TraceLensError
 from tracelens.storage.reader import TraceReader
-from tracelens_tui.follow import Follower
 from tracelens_tui.model import state_of
 from tracelens_tui.texts import safe
 
 if TYPE_CHECKING:
     from tracelens.storage.tail import News
+    from tracelens_tui.follow import Follower
     from tracelens_tui.model import TraceModel
     from tracelens_tui.rows import OpRows
 
@@ -39,6 +39,8 @@ class Live(App[int]):
         if model is None or model.state != "live":
             return
         model.following = True
+        from tracelens_tui.follow import Follower
+
         self._follower = Follower(
             str(model.path), lambda news: self.call_later(self._take_news, model, news)
         )

@@ -12,15 +12,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tracelens.breakpoints import Breakpoint
 from tracelens.events import MAX_SLOT, Op, Source, TensorRecord
 from tracelens.storage.reader import TraceReader
 from tracelens_tui import sources
 from tracelens_tui.rows import PAGE_ROWS, OpRows
 from tracelens_tui.widgets.tensors_pane import Port, ports_of, producer_id
 from tracelens_tui.worker import ReaderThread
+
+if TYPE_CHECKING:
+    from tracelens.breakpoints import Breakpoint
 
 Json = dict[str, Any]
 Post = Callable[[Callable[[], None]], object]

@@ -7,17 +7,19 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from tracelens import filters
 from tracelens.actions.views import frames
-from tracelens.breakpoints import Breakpoint
 from tracelens.command import Answer, Context
 from tracelens.commands import run_line
-from tracelens.cursor import Cursor, Stop
 from tracelens.events import Op, Source
-from tracelens.storage.reader import TraceReader
-from tracelens_tui.model import TraceModel
+
+if TYPE_CHECKING:
+    from tracelens.breakpoints import Breakpoint
+    from tracelens.cursor import Cursor, Stop
+    from tracelens.storage.reader import TraceReader
+    from tracelens_tui.model import TraceModel
 
 MAX_MATCHES = 1_000_000
 """A filter shows at most this many ops."""
@@ -206,6 +208,9 @@ class Navigator:
     def _at(self, reader: TraceReader, op_id: int | None) -> Context:
         """Return the cursor's context, brought to the op that is current on the screen."""
         if self._context is None:
+            # Cursors know the rules of the analysis; the first rows do not wait for them.
+            from tracelens.cursor import Cursor
+
             self._context = Context(Cursor(reader, self._model.rank))
             self._context.cursor.progress = self._progress
         cursor = self._context.cursor

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, ClassVar, cast
 from textual.app import ComposeResult
 from textual.screen import Screen
 from textual.widget import Widget
-from textual.widgets import Footer
 
+from tracelens_tui.widgets.keys import Keys
 from tracelens_tui.widgets.prompt import Prompt
 from tracelens_tui.widgets.status import Status, Tabs
 
@@ -34,7 +34,7 @@ class TraceScreen(Screen[None]):
         yield Tabs(self.NAME)
         yield from self.body()
         yield Prompt()
-        yield Footer(show_command_palette=False, compact=True)
+        yield Keys()
 
     def body(self) -> Iterable[Widget]:
         """Yield what stands between the tabs and the footer."""

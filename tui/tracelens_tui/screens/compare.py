@@ -86,13 +86,13 @@ class CompareScreen(TraceScreen):
         """Only the status line changes."""
         self.refresh_status()
 
-    def action_other(self) -> None:
+    async def action_other(self) -> None:
         """Ask for the other trace; the newest run beside this one is offered."""
         from tracelens_tui import runs
 
         here = self.model.path
         near = [str(run.path) for run in runs.find(self.tracelens.directory) if run.path != here]
-        self.query_one(Prompt).open("o", text=near[0] if near else "", words=tuple(near))
+        await self.query_one(Prompt).open("o", text=near[0] if near else "", words=tuple(near))
 
     async def on_prompt_entered(self, event: Prompt.Entered) -> None:
         """Open the other trace; every other line is the app's."""
@@ -128,7 +128,7 @@ class CompareScreen(TraceScreen):
     async def action_difference(self, direction: int) -> None:
         """Go to the next or previous difference."""
         if self._rows is None:
-            self.action_other()
+            await self.action_other()
             return
         table = self.query_one(CompareTable)
         row = await self._rows.next_difference(table.cursor, direction)

@@ -233,9 +233,9 @@ class TensorScreen(TraceScreen):
         for mode in _MODES:
             self.query_one(f"#{mode}").display = mode == self._mode
 
-    def action_slice(self) -> None:
+    async def action_slice(self) -> None:
         """Ask for a slice."""
-        self.query_one(Prompt).open("[", text=self._index or "[")
+        await self.query_one(Prompt).open("[", text=self._index or "[")
 
     async def on_prompt_entered(self, event: Prompt.Entered) -> None:
         """Take a slice; every other line is the app's."""
@@ -336,7 +336,7 @@ class TensorScreen(TraceScreen):
         left.show(now.picture.grid, low, high)
         right.show(then.picture.grid, low, high)
 
-    def action_export(self) -> None:
+    async def action_export(self) -> None:
         """Ask where to write the values."""
         view = self._view
         if view is None:
@@ -344,7 +344,9 @@ class TensorScreen(TraceScreen):
             return
         name = safe(view.target.label).replace("/", ".").replace(" ", "")
         target = view.target.command_name + view.index.replace(" ", "")
-        self.tracelens.action_prompt(":", f"export {target} {name}-step{view.target.step}.npy")
+        await self.tracelens.action_prompt(
+            ":", f"export {target} {name}-step{view.target.step}.npy"
+        )
 
 
 def _append_stats(text: Text, stats: Stats) -> None:

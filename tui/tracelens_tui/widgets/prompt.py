@@ -52,12 +52,7 @@ class Prompt(Horizontal):
         self._history: dict[str, list[str]] = {}
         self._at = 0
 
-    def compose(self):  # type: ignore[no-untyped-def]
-        """Lay out the sign and the line."""
-        yield Label("", markup=False)
-        yield Input(compact=True)
-
-    def open(self, kind: str, *, text: str = "", words: tuple[str, ...] = ()) -> None:
+    async def open(self, kind: str, *, text: str = "", words: tuple[str, ...] = ()) -> None:
         """Open it.
 
         Args:
@@ -65,6 +60,9 @@ class Prompt(Horizontal):
             text: what stands in it.
             words: completions.
         """
+        if not self.children:
+            # Made when it is first needed: an input line is a costly widget to start with.
+            await self.mount(Label("", markup=False), Input(compact=True))
         self._kind = kind
         self._at = len(self._history.get(kind, ()))
         self.query_one(Label).update(kind)
