@@ -60,7 +60,7 @@ class ByOp:
     def __init__(self, session: Session, recorder: Recorder) -> None:
         self._session = session
         self._recorder = recorder
-        self._records = FastRecords(session, recorder)
+        self.records = FastRecords(session, recorder)
         self._known: dict[int, _Known] = {}
         self._kept: list[Any] = []
         self._sinks: dict[int, dict[int, list[tuple[int, str, str]]]] = {}
@@ -84,7 +84,7 @@ class ByOp:
         Raises:
             NotInterpretable: it cannot be run op by op; nothing has run.
         """
-        self._records.full = True
+        self.records.full = True
         self._found = {}
         if call.step != self._step or len(self._runs) > _MAX_RUNS:
             # A backward function that is called for itself finds its forward's runs.
@@ -105,7 +105,7 @@ class ByOp:
         return outputs, sinks
 
     def _heard(self, wanted: dict[int, list[tuple[int, str, str]]], chosen: Places) -> Any:
-        records, known_ops = self._records, self._known
+        records, known_ops = self.records, self._known
         epoch = self._session.writer.epoch_monotonic_ns
         clock = time.monotonic_ns
 
@@ -161,7 +161,7 @@ class ByOp:
     def _examined(self, op: tf.Operation) -> _Known:
         known = facts.facts_of(op)
         kind = op.type
-        flags = OpFlag(0) if optables.can_create(op) else OpFlag.HARMLESS
+        flags = known.flags | (OpFlag(0) if optables.can_create(op) else OpFlag.HARMLESS)
         if kind in GARBAGE:
             flags |= OpFlag.GARBAGE
         if len(self._known) > 1 << 18:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
-from tracelens.events import Phase, Source
+from tracelens.events import OpFlag, Phase, Source
 from tracelens.userframes import source_keys
 from tracelens_tensorflow import fdef, gradlinks, layers, optables, sources, spans
 from tracelens_tensorflow.spans import OpRef
@@ -51,6 +51,12 @@ class OpFacts:
     module: str
     phase: Phase
     forward: tf.Operation | None
+
+    @property
+    def flags(self) -> OpFlag:
+        """What an op's record says of its line."""
+        near = self.source is not None and not self.exact
+        return OpFlag.INEXACT_SOURCE if near else OpFlag(0)
 
 
 @dataclass(frozen=True, slots=True)

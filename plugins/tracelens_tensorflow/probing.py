@@ -120,7 +120,8 @@ class ProbeBuilder(Builder):
         phase = Phase.DATA if kind is Kind.ARGUMENT else known.phase
         self._recorder.describe(
             probed.number, index, site=self._site(op, kind), phase=int(phase),
-            kind=kind, flags=int(_flags(op, kind)), forward=self._forward(known.forward),
+            kind=kind, flags=int(_flags(op, kind) | known.flags),
+            forward=self._forward(known.forward),
             n_out=1 if kind is Kind.WRITE else len(op.outputs), inputs=inputs,
             in_layout=[_layout(t) for t in read], out_layout=[_layout(t) for t in hidden],
         )  # fmt: skip

@@ -162,7 +162,7 @@ class Recorder:
         known = facts.facts_of(op)
         phase = Phase.DATA if kind in DATA else known.phase
         harmless = kind.startswith("TensorList") or not optables.can_create(op)
-        flags = OpFlag.HARMLESS if harmless else 0
+        flags = known.flags | (OpFlag.HARMLESS if harmless else 0)
         op_id = self.op(
             kind, facts.site_of(op, self._session.writer), phase, inputs, outputs, flags=flags,
             fwd_op_id=self._forward_id(op, known.forward), bad=bad, start_ns=start_ns,

@@ -76,11 +76,9 @@ def _known(op: Any, plan: Plan, writer: ShardWriter) -> KnownOp:
     phase = Phase.DATA if op.type.startswith(_DATA_PREFIXES) else told.phase
     if writes and phase is not Phase.BACKWARD and plan.is_step:
         phase = Phase.OPTIMIZER
-    flags = OpFlag.INPLACE if writes else OpFlag(0)
+    flags = told.flags | (OpFlag.INPLACE if writes else OpFlag(0))
     if op.type == "Const":
         flags |= OpFlag.CONSTANT
-    if not told.exact and told.source is not None:
-        flags |= OpFlag.INEXACT_SOURCE
     inputs = (_slot(tensor) for tensor in op.inputs)
     return KnownOp(
         op.name,
