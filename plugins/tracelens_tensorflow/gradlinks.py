@@ -9,7 +9,6 @@ makes is noted as a span of op numbers. Graphs that were traced before are read 
 from __future__ import annotations
 
 import functools
-import re
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from tensorflow.python.eager import backprop, execute, record
 from tensorflow.python.framework.ops import EagerTensor
 from tensorflow.python.ops import gradients_util
 
-from tracelens_tensorflow import spans
+from tracelens_tensorflow import gradnames, spans
 from tracelens_tensorflow.spans import OpRef, Running, Single, Span, current
 
 
@@ -52,7 +51,7 @@ def forward_of(op: Any) -> tf.Operation | None:
     """
     found = _noted(op)
     if found is None:
-        found = _by_name(op)
+        found = gradnames.forward_named_by(op, _noted)
     return found
 
 
@@ -264,41 +263,3 @@ def _noted(op: Any) -> Any:
     if span is not None:
         return span.owner()
     return notes.forward() if notes.forward is not None else None
-
-
-_VECTORIZED_NAME = re.compile(r"(.+?)/pfor(?:_\d+)?/")
-_TAPE_NAME = re.compile(r"(?:^|/)gradient_tape/(.+)")
-_GRADIENTS_NAME = re.compile(r"(?:^|/)gradients(?:_\d+)?/(.+?)_grad(?:_\d+)?/")
-
-
-def _by_name(op: Any) -> Any:
-    """Find the forward op that the name of a backward op holds."""
-    name = op.name
-    vectorized = _VECTORIZED_NAME.match(name)
-    if vectorized is not None:
-        original = _named(op.graph, vectorized.group(1))
-        return None if original is None else _noted(original)
-    made = _GRADIENTS_NAME.search(name)
-    if made is not None:
-        return _named(op.graph, made.group(1))
-    taped = _TAPE_NAME.search(name)
-    scope = taped.group(1).rpartition("/")[0] if taped is not None else ""
-    while scope:
-        found = _named(op.graph, scope)
-        if found is not None:
-            return found
-        scope = scope.rpartition("/")[0]
-    return None
-
-
-def _named(graph: Any, name: str) -> Any:
-    """Return the op of a name in the graph, the graph it is the gradient of, or one around it."""
-    while graph is not None:
-        for place in (graph, getattr(graph, "_forward_graph", None)):
-            if place is not None:
-                try:
-                    return place.get_operation_by_name(name)
-                except (KeyError, ValueError):
-                    continue
-        graph = getattr(graph, "outer_graph", None)
-    return None
