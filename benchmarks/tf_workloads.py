@@ -1,8 +1,8 @@
 """TensorFlow training loops whose overhead is measured, each in several ways of running it.
 
 ``mlp`` is bound by the price of an op, ``gpt`` and ``conv`` by arithmetic. ``function`` is a train
-step in a ``tf.function``, ``jit`` the same compiled by XLA, ``fit`` and ``fit-jit`` the same model in
-``model.fit``, ``eager`` the step without a function, ``session`` (mlp only) a TF1 graph.
+step in a ``tf.function``, ``jit`` the same compiled by XLA, ``fit`` and ``fit-jit`` the same model
+in ``model.fit``, ``eager`` the step without a function, ``session`` (mlp only) a TF1 graph.
 """
 
 from __future__ import annotations
