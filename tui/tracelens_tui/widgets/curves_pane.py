@@ -28,8 +28,7 @@ class CurvesPane(Widget, can_focus=True):
     DEFAULT_CSS = """
     CurvesPane { background: $background; }
     CurvesPane > .curves--bar { color: $primary; }
-    CurvesPane > .curves--cursor { background: $rule; color: $text-accent;
-        text-style: bold; }
+    CurvesPane > .curves--cursor { background: $rule; text-style: bold; }
     CurvesPane > .curves--bad { color: $text-error; text-style: bold; }
     CurvesPane > .curves--muted { color: $quiet; }
     """
@@ -132,6 +131,7 @@ class CurvesPane(Widget, can_focus=True):
         means, bad = columns(curve, self._room())
         finite = means[np.isfinite(means)]
         low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+        tall = each - 1 if each >= 3 else each  # a line between curves, where there is room
         floor = (each - 1 - line) * 8
         bar = base + self.get_component_rich_style("curves--bar", partial=True)
         cursor = self.get_component_rich_style("curves--cursor", partial=True)
@@ -144,7 +144,7 @@ class CurvesPane(Widget, can_focus=True):
                 sign = " "
             else:
                 share = (mean - low) / (high - low) if high > low else float(mean != 0) / 2
-                sign = _EIGHTHS[max(0, min(8, round(1 + share * (each * 8 - 1)) - floor))]
+                sign = _EIGHTHS[max(0, min(8, round(1 + share * (tall * 8 - 1)) - floor))]
             here = at == self._place * self._bars // max(self._n, 1)
             segments.append(Segment(sign * self._wide, style + cursor if here else style))
         shown = sum(len(segment.text) for segment in segments)
