@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tracelens.events import OpFlag, Phase
 from tracelens_tensorflow import facts
 from tracelens_tensorflow import session_ops as kinds
+from tracelens_tensorflow.session_functions import makes_lists, runs_functions
 from tracelens_tensorflow.session_plan import Plan
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ class KnownOp:
         forward: of a backward op, its forward op.
         flags: ``OpFlag`` bits.
         device: where the program wants it.
+        functions: it is a call, branch or loop.
+        lists: it puts out what a session cannot hand over.
     """
 
     name: str
@@ -63,6 +66,8 @@ class KnownOp:
     forward: Any
     flags: int
     device: str
+    functions: bool
+    lists: bool
 
 
 def known_ops(plan: Plan, writer: ShardWriter) -> dict[Any, KnownOp]:
@@ -91,6 +96,8 @@ def _known(op: Any, plan: Plan, writer: ShardWriter) -> KnownOp:
         told.forward,
         int(flags),
         short_device(op.device),
+        runs_functions(op),
+        makes_lists(op),
     )
 
 

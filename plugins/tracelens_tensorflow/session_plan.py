@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tracelens_tensorflow import session_ops as kinds
+from tracelens_tensorflow.plans import functions_of
 
 _LOSS_WORDS = ("loss", "cost")
 _NO_CONDITIONS: frozenset[tuple[str, int]] = frozenset()
@@ -111,8 +112,10 @@ class Plan:
 
     @property
     def is_plain(self) -> bool:
-        """Every op runs exactly once: no branches, no loops."""
-        return all(place.certain for place in self.places.values())
+        """Every op runs exactly once, and runs no function: nothing of the run is out of sight."""
+        return not any(functions_of(op) for op in self.ops) and all(
+            place.certain for place in self.places.values()
+        )
 
     def place_of(self, tensor: Any) -> Place:
         """Return where a tensor of these ops stands: only one output of a switch is there."""

@@ -15,6 +15,7 @@ from tracelens.events import NO_ID, OpFlag, Phase, Stats
 from tracelens.judge import user_frame
 from tracelens.oprecords import OpRun, OpWriter, thread_id, value_of
 from tracelens.userframes import source_at, source_keys
+from tracelens_tensorflow.session_functions import Functions
 from tracelens_tensorflow.session_known import KnownOp, Slot, known_ops, short_device
 from tracelens_tensorflow.session_plan import Plan
 
@@ -111,6 +112,7 @@ class Execution:
         after: and after it.
         step: its step.
         devices: device of each op by name, where known.
+        looks_inside: run the functions of its calls, branches and loops once more, op by op.
         times: ``(start_ns, duration_ns)`` of each op by name, where measured.
         flags: further ``OpFlag`` bits of every op.
         source: keys of a ``site`` for the line that called ``run``.
@@ -125,6 +127,7 @@ class Execution:
     step: int = 0
     devices: Mapping[str, str] = field(default_factory=dict)
     times: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    looks_inside: bool = False
     flags: int = 0
     source: Mapping[str, Any] = field(default_factory=dict)
     number: int = 0
@@ -191,15 +194,57 @@ class _Recording:
         self._out.extra_flags = self._run.flags
         for name in sorted(self._run.plan.fed):
             self._feed(name)
+        functions: Functions | None = None
+        if self._run.looks_inside and any(op in self._known for op in self._run.ran):
+            functions = Functions(self._session, self._array_of, self._id_of, self._run.before)
         for op in self._run.ran:
             known = self._known.get(op)
             if known is None:
                 continue
             if known.reads is not None:
                 self._read(known, known.reads)
-            else:
+            elif functions is None or not self._looked_into(op, known, functions):
                 self._op_ids[op] = self._op(known)
+        if functions is not None:
+            functions.close()
         return self._ids
+
+    def _looked_into(self, op: Any, known: KnownOp, functions: Functions) -> bool:
+        """Record what an op runs in its own place, if that is worth it and can be done."""
+        if not (known.functions or known.lists):
+            return False
+        try:
+            if not known.functions:
+                functions.make(op)
+                return False
+            bad = any(is_bad(self._array_of(slot.name)) for slot in known.outputs)
+            if not (bad or known.lists):
+                return False
+            made = functions.run(op)
+            values = [
+                None if slot.dtype == "variant" else tensor.numpy()
+                for slot, (tensor, _) in zip(known.outputs, made, strict=True)
+            ]
+        except Exception as error:
+            text = f"{known.name} could not be looked into: {error}".splitlines()[0][:300]
+            self._session.note("replay", text, "warning")
+            return False
+        for slot, array in zip(known.outputs, values, strict=True):
+            if array is not None and is_bad(array) != is_bad(self._array_of(slot.name)):
+                self._session.note("replay", f"{known.name} gave other values op by op", "warning")
+                return False
+        for slot, array, (_, value_id) in zip(known.outputs, values, made, strict=True):
+            self._ids[slot.name] = value_id
+            self._held[slot.name] = Held(array, known.device, False, slot.dtype, slot.sizes)
+        return True
+
+    def _array_of(self, name: str) -> Any:
+        held = self._held.get(name)
+        return self._run.values.get(name) if held is None or held.array is None else held.array
+
+    def _id_of(self, what: Any) -> int:
+        ids = self._ids if isinstance(what, str) else self._variables
+        return ids.get(what, NO_ID)
 
     def _feed(self, name: str) -> None:
         """Write what was fed as an op of phase ``data``, at the line of the call."""
@@ -298,6 +343,12 @@ class _Recording:
             array = self._run.values.get(slot.name)
             held = Held(array, "", False, slot.dtype, slot.sizes)
         return held, self._ids.get(slot.name, NO_ID)
+
+
+def is_bad(array: Any) -> bool:
+    """Tell whether an array holds a NaN or Inf."""
+    floats = as_floats(array)
+    return floats is not None and stats.check(floats) == 1
 
 
 def _flags(outputs: list[Held]) -> int:

@@ -11,16 +11,10 @@ import numpy as np
 from tracelens import stats
 from tracelens.events import NO_ID, SLOT_BITS
 from tracelens_tensorflow.session_plan import Plan
-from tracelens_tensorflow.session_records import as_floats
+from tracelens_tensorflow.session_records import as_floats, is_bad
 from tracelens_tensorflow.session_replay import Look, Rerun
 
 Sink = dict[str, Any]
-
-
-def is_bad(array: Any) -> bool:
-    """Tell whether an array holds a NaN or Inf."""
-    floats = as_floats(array)
-    return floats is not None and stats.check(floats) == 1
 
 
 def sink(

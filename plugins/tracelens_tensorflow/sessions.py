@@ -22,7 +22,7 @@ from tracelens_tensorflow.session_full import FullRecords
 from tracelens_tensorflow.session_history import History, Run, kept_feeds
 from tracelens_tensorflow.session_hooks import Hooks, RunIt, ours
 from tracelens_tensorflow.session_plan import Plan, make_plan
-from tracelens_tensorflow.session_records import Execution, Recorder, caller_keys
+from tracelens_tensorflow.session_records import Execution, Recorder, caller_keys, is_bad
 from tracelens_tensorflow.session_replay import Look, Rerun, rerun
 from tracelens_tensorflow.session_times import Timed
 
@@ -281,8 +281,8 @@ class SessionWatch:
         after: Mapping[Any, Any],
     ) -> None:
         """Find the update that made a variable bad although no gradient was."""
-        bad = [variable for variable, array in after.items() if sinks.is_bad(array)]
-        known = any(sinks.is_bad(before.get(variable)) for variable in bad)
+        bad = [variable for variable, array in after.items() if is_bad(array)]
+        known = any(is_bad(before.get(variable)) for variable in bad)
         if not bad or known or any(run.plan.bad_before for run in runs):
             return
         outcome = self._rerun(session, None, runs, before)
@@ -329,6 +329,7 @@ class SessionWatch:
                 look.before,
                 look.after,
                 look.run.step,
+                looks_inside=True,
                 flags=int(OpFlag.REPLAYED),
                 source=caller_keys(),
                 number=look.run.number,

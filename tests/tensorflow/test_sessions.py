@@ -488,3 +488,64 @@ def test_tensors_level_keeps_what_is_fed_fetched_and_named(graph: tf.Graph, tmp_
     assert np.array_equal(trace.tensor("x", step=0), BATCH)
     assert trace.tensor("hidden", step=0).shape == (3, 1)
     assert trace.tensor("loss", step=0) == value
+
+
+def test_a_nan_in_a_while_body_is_named_with_its_own_line(graph: tf.Graph, tmp_path: Path) -> None:
+    x = v1.placeholder(tf.float32, [None, 4])
+    out = regression(x)
+    lines = []
+
+    def body(i: Any, v: Any) -> Any:
+        lines.append(line() + 1)
+        return i + 1, tf.math.log(v)
+
+    _, looped = tf.while_loop(lambda i, _: i < 3, body, [0, out])
+    loss = tf.reduce_mean(looped, name="loss")
+    train = v1.train.GradientDescentOptimizer(0.1).minimize(loss)
+    with recorded(tmp_path / "t"), v1.Session() as session:
+        session.run(v1.global_variables_initializer())
+        session.run([train, loss], {x: BATCH + 10})
+        session.run([train, loss], {x: BATCH + 0.5})
+    cause = cause_of(tmp_path / "t")
+    assert (cause["op"], cause["source"]["line"], cause["step"]) == ("Log", lines[0], 1)
+
+
+def test_a_gradient_within_a_loop_is_named_with_its_forward_line(
+    graph: tf.Graph, tmp_path: Path
+) -> None:
+    x = v1.placeholder(tf.float32, [None, 4])
+    out = regression(x)
+    lines = []
+
+    def body(i: Any, v: Any) -> Any:
+        lines.append(line() + 1)
+        return i + 1, tf.sqrt(v)
+
+    _, looped = tf.while_loop(lambda i, _: i < 2, body, [0, out - out])
+    loss = tf.reduce_mean(looped, name="loss")
+    train = v1.train.GradientDescentOptimizer(0.1).minimize(loss)
+    with recorded(tmp_path / "t"), v1.Session() as session:
+        session.run(v1.global_variables_initializer())
+        session.run([train, loss], {x: BATCH + 0.5})
+    cause = cause_of(tmp_path / "t")
+    assert (cause["op"], cause["phase"]) == ("SqrtGrad", "backward")
+    assert cause["source"]["line"] == lines[0]
+
+
+def test_a_nan_in_a_branch_that_reads_a_variable_is_named(graph: tf.Graph, tmp_path: Path) -> None:
+    x = v1.placeholder(tf.float32, [None, 4])
+    flag = v1.placeholder(tf.bool, [])
+    w = v1.get_variable("w", [4, 1], initializer=v1.constant_initializer(-1.0), use_resource=True)
+    lines = []
+
+    def risky() -> Any:
+        lines.append(line() + 1)
+        return tf.math.log(x @ w)
+
+    out = tf.cond(flag, risky, lambda: x @ w, name="choice")
+    with recorded(tmp_path / "t"), v1.Session() as session:
+        session.run(v1.global_variables_initializer())
+        session.run(out, {x: BATCH + 1, flag: False})
+        session.run(out, {x: BATCH + 1, flag: True})
+    cause = cause_of(tmp_path / "t")
+    assert (cause["op"], cause["source"]["line"]) == ("Log", lines[0])
