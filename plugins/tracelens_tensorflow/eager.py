@@ -21,7 +21,7 @@ from tensorflow.python.framework.ops import EagerTensor
 from tracelens.errors import NonFiniteError
 from tracelens.events import NO_ID, OpFlag, Phase
 from tracelens_tensorflow import hits, optables, tensors
-from tracelens_tensorflow.eagerplaces import EagerSites, Place, find
+from tracelens_tensorflow.eagerplaces import EagerSites, Place, find, held
 from tracelens_tensorflow.eagervariables import name_of_handle
 from tracelens_tensorflow.fastrecords import FastRecords
 from tracelens_tensorflow.gradients import ForwardOps
@@ -119,6 +119,7 @@ class EagerOps:
         def uninstall() -> None:
             unlink()
             here.muted = True
+            self.records.close()
             if pywrap_tfe.TFE_Py_FastPathExecute is fast_path:
                 pywrap_tfe.TFE_Py_FastPathExecute = fast
             if execute.execute is execute_op:
@@ -195,9 +196,9 @@ class EagerOps:
             kind, site, phase, read, outputs, flags=facts.flags, fwd_op_id=forward,
             start_ns=start_ns, duration_ns=duration, written=written,
         )  # fmt: skip
-        if phase is not Phase.BACKWARD:
-            self._keep_place(op_id, place)
         if not pywrap_tfe.TFE_Py_TapeSetIsEmpty():
+            if phase is not Phase.BACKWARD:
+                self._keep_place(op_id, place)
             self._forward.remember(kind, op_id, read, outputs)
         if self.on_op is not None:
             self.on_op(kind, place.module, outputs)
@@ -206,20 +207,23 @@ class EagerOps:
 
     def _placed(self, read: list[Any]) -> tuple[Place, int]:
         """Return where the op stands (a backward op: where its forward op does), and that op."""
+        if held.place is not None:
+            return held.place, NO_ID
         if not self._forward.running.depth:
             return find(4, backward=False), NO_ID
-        place = find(4, backward=True)
         forward = self._forward.current(read)
         of_forward = self._places.get(forward)
-        if of_forward is None or place.own:
-            return place, forward
-        return of_forward._replace(phase=Phase.BACKWARD), forward
+        if of_forward is not None and self._forward.in_library():
+            return of_forward, forward
+        place = find(4, backward=True)
+        return (place if of_forward is None or place.own else of_forward), forward
 
     def _keep_place(self, op_id: int, place: Place) -> None:
+        """Remember where the backward ops of an op stand."""
         if len(self._places) >= _MAX_PLACES:
             for old in list(self._places)[: _MAX_PLACES // 2]:
                 del self._places[old]
-        self._places[op_id] = place
+        self._places[op_id] = place._replace(phase=Phase.BACKWARD)
 
     def _wrote_bad(self, handle: Any, value: Any) -> None:
         step, value_id = self._session.current_step, self._recorder.value_id(handle)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from enum import IntEnum
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, NamedTuple
@@ -42,6 +43,13 @@ class _Code(IntEnum):
     OPTIMIZER = 3
     METRIC = 4
 
+
+class _Held(threading.local):
+    place: Place | None = None
+
+
+held = _Held()
+"""Where all ops of the calling thread stand until further notice (an optimizer's update)."""
 
 _LIBRARY, _USER, _BACKWARD = _Code.LIBRARY, _Code.USER, _Code.BACKWARD
 

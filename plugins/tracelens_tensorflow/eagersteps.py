@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
+from tracelens.events import Phase
+from tracelens_tensorflow.eagerplaces import find, held
+
 if TYPE_CHECKING:
     from tracelens.session import Session
 
+_LIBRARIES = ("keras.", "tf_keras.")
 _OPTIMIZERS = (
     ("keras.src.optimizers.base_optimizer", "BaseOptimizer", "apply"),
     ("tf_keras.src.optimizers.optimizer", "Optimizer", "apply_gradients"),
@@ -51,7 +55,14 @@ def _wrap(
         if not tf.executing_eagerly() or in_step():
             return original(self, *args, **kwargs)
         session.explain_pending()
-        result = original(self, *args, **kwargs)
+        before = held.place
+        if type(self).__module__.startswith(_LIBRARIES):
+            # Hundreds of ops, none on a line of the user's: they all stand where this call does.
+            held.place = find(1, backward=False)._replace(phase=Phase.OPTIMIZER)
+        try:
+            result = original(self, *args, **kwargs)
+        finally:
+            held.place = before
         session.auto_step("tensorflow")
         return result
 

@@ -10,18 +10,23 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tracelens import stats
-from tracelens.events import NO_ID, OpFlag, RecordKind
+from tracelens.events import NO_ID, SLOT_BITS, OpFlag, RecordKind
 from tracelens.oprecords import thread_id, value_of
+from tracelens.storage.format import HEADER_HEAD_OFFSET, HEADER_SEALED_OFFSET
 from tracelens_tensorflow import tensors
 from tracelens_tensorflow.tensors import FLOATS, RESOURCE, VARIANT, array_of
 
 if TYPE_CHECKING:
     from tracelens.session import Session
+    from tracelens.storage.writer import ShardWriter
     from tracelens_tensorflow.recording import Recorder
 
 _NO_NUMBERS = (0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, 0, 0, -1)
 _MAX_LAYOUTS = 1 << 16
+_KNOWN_TO_NUMPY = FLOATS - tensors._NARROW
 _INPLACE, _CHECKED = int(OpFlag.INPLACE), int(OpFlag.CHECKED)  # enums add a microsecond each
 _VIEW = int(OpFlag.VIEW | OpFlag.HARMLESS)
 _OP, _STAT, _INPUTS = int(RecordKind.OP), int(RecordKind.STAT), int(RecordKind.INPUTS)
@@ -46,6 +51,7 @@ class FastRecords:
         self._writer = session.writer
         self._layouts: dict[Any, int] = {}
         self._reader = tensors.TensorFlowTensors()
+        self._emitter = _emitter(self._writer)
         self.full = session.config.capture != "guard"
         self.ops = 0
         self.hits = 0
@@ -78,12 +84,21 @@ class FastRecords:
         """
         self.ops += 1
         seen = outputs if written is None else (written,)
+        emitter = self._emitter
+        if emitter is not None and len(outputs) < 2:
+            op_id = self._emit(
+                emitter, site, phase, inputs, outputs, seen, flags, fwd_op_id, start_ns,
+                duration_ns, written is not None,
+            )  # fmt: skip
+            if op_id >= 0:
+                return op_id, False
         found = [_looked_at(tensor, self.full) for tensor in seen]
         if any(one is not None and one[0] for one in found):
             self.hits += 1
             op_id = self._recorder.op(
-                kind, site, phase, inputs, outputs if written is None else outputs[1:], flags=flags,
-                fwd_op_id=fwd_op_id, bad=True, start_ns=start_ns, duration_ns=duration_ns,
+                kind, site, phase, inputs, outputs if written is None else outputs[1:],
+                flags=flags, fwd_op_id=fwd_op_id, bad=True, start_ns=start_ns,
+                duration_ns=duration_ns,
             )  # fmt: skip
             return op_id, True
         recorder, writer = self._recorder, self._writer
@@ -119,6 +134,34 @@ class FastRecords:
                     min(slot, 255), 2, 0, *one[1], value_of(op_id, slot),
                 )  # fmt: skip
         return op_id, False
+
+    def _emit(
+        self, emitter: Any, site: int, phase: int, inputs: Sequence[Any], outputs: Sequence[Any],
+        seen: Sequence[Any], flags: int, fwd_op_id: int, start_ns: int, duration_ns: int,
+        writes: bool,
+    ) -> int:  # fmt: skip
+        """Look at the one output and write the record in C; a negative number if it is bad."""
+        recorder, full = self._recorder, self.full
+        value_id = recorder.value_id
+        array = _plain_array(seen[0]) if seen else None
+        if writes:
+            flags |= _INPLACE
+        op_id: int = emitter.measured(
+            array, full, [value_id(tensor) for tensor in inputs], site,
+            self._session.current_step, phase, flags | _CHECKED | recorder.flags, fwd_op_id,
+            self._layout(inputs, seen) if full else 0, start_ns, duration_ns, len(outputs),
+        )  # fmt: skip
+        if op_id >= 0 and outputs:
+            recorder.adopt(outputs[0], op_id << SLOT_BITS)
+        return op_id
+
+    def close(self) -> None:
+        """Write nothing any more."""
+        if self._emitter is not None:
+            if self._emitter.dropped:
+                self._writer.count_dropped(self._emitter.dropped)
+            self._emitter.close()
+            self._emitter = None
 
     def view(
         self, kind: str, site: int, phase: int, inputs: Sequence[Any], outputs: Sequence[Any], *,
@@ -158,6 +201,31 @@ class FastRecords:
             self._layouts.clear()
         self._layouts[key] = number
         return number
+
+
+def _emitter(writer: ShardWriter) -> Any:
+    """Return what writes records in C, None where the extension does not have it."""
+    if not hasattr(getattr(stats.native, "Emitter", None), "measured"):
+        return None
+    header = writer.header_address
+    emitter = stats.native.Emitter(
+        writer.record_address, writer.capacity, header + HEADER_HEAD_OFFSET,
+        header + HEADER_SEALED_OFFSET, 0, writer.epoch_monotonic_ns, writer.mode == "stream",
+        writer.on_full == "block", writer.op_id_address,
+    )  # fmt: skip
+    writer.use_native(emitter.reserve, emitter.reserve_op_id)
+    return emitter
+
+
+def _plain_array(tensor: Any) -> Any:
+    """Return a floating eager tensor as an array, None if there is nothing to look at."""
+    kind = tensor._datatype_enum()
+    if kind not in FLOATS:
+        return None
+    array = tensor._numpy_internal() if kind in _KNOWN_TO_NUMPY else array_of(tensor)
+    if type(array) is not np.ndarray:  # a scalar's memory is its own for a moment only
+        return None if array is None else np.asarray(array)
+    return array if array.size else None
 
 
 def _shape(tensor: Any) -> Any:

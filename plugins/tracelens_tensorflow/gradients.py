@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tensorflow.python.eager import imperative_grad
+from tensorflow.python.framework import ops
 
 from tracelens.events import NO_ID, SLOT_BITS
 from tracelens_tensorflow.gradlinks import Gradient, current_gradient
@@ -41,6 +42,7 @@ class ForwardOps:
     def __init__(self, value_id: Callable[[Any], int]) -> None:
         self.running = Running()
         self._value_id = value_id
+        self._library: dict[Any, bool] = {}
         self._by_inputs: OrderedDict[Any, int] = OrderedDict()
         self._by_shape: defaultdict[Any, deque[int]] = defaultdict(lambda: deque(maxlen=256))
 
@@ -93,6 +95,21 @@ class ForwardOps:
             running.gradient = gradient
             running.forward = self._find(gradient, read)
         return running.forward
+
+    def in_library(self) -> bool:
+        """Tell whether the gradient function that runs is TensorFlow's own."""
+        gradient = self.running.gradient
+        if gradient is None:
+            return False
+        known = self._library.get(gradient.op_type)
+        if known is None:
+            try:
+                function = ops._gradient_registry.lookup(gradient.op_type)
+                known = str(function.__module__).startswith("tensorflow.")
+            except (AttributeError, LookupError):
+                known = False
+            self._library[gradient.op_type] = known
+        return known
 
     def _find(self, gradient: Gradient, read: Sequence[Any]) -> int:
         kind = gradient.op_type

@@ -58,6 +58,7 @@ class OpsLevel:
     def stop(self) -> None:
         """Stop recording; probes that still run are idle."""
         self._active = False
+        self.by_op.records.close()
         if self._native is not None:
             self._native.close()
             if self._native.dropped:

@@ -36,6 +36,22 @@ class Emitter:
         /,
         *input_ids: int,
     ) -> int: ...
+    def measured(
+        self,
+        array: object,
+        full: bool,
+        input_ids: list[int],
+        site_id: int,
+        step: int,
+        phase: int,
+        flags: int,
+        fwd_op_id: int,
+        layout_id: int,
+        start_ns: int,
+        duration_ns: int,
+        n_out: int,
+        /,
+    ) -> int: ...
     def reserve(self) -> int: ...
     def reserve_op_id(self) -> int: ...
     def close(self) -> None: ...

@@ -134,6 +134,21 @@ PyObject* emitter_dropped(PyObject* self, void*) {
   return PyLong_FromLongLong(((EmitterObject*)self)->ring->dropped());
 }
 
+// A record's floats are finite: a float64 beyond their range is given as their largest.
+float clamped(double x) {
+  if (x != x) return 0;
+  return (float)(x > 3.4028234663852886e38 ? 3.4028234663852886e38
+                 : x < -3.4028234663852886e38 ? -3.4028234663852886e38 : x);
+}
+
+void make_room(EmitterObject* emitter) {
+  if (!emitter->ring->full() || !emitter->ring->blocks()) return;
+  // The sealer may be a Python thread: it needs the GIL to make room.
+  Py_BEGIN_ALLOW_THREADS
+  for (int i = 0; i < 20000 && emitter->ring->full(); i++) usleep(100);
+  Py_END_ALLOW_THREADS
+}
+
 // op(site_id, step, phase, flags, fwd_op_id, duration_ns, *input ids): one OP record now, under
 // a fresh op id, which it returns; its output 0 gets the op's value id.
 PyObject* emitter_op(PyObject* self, PyObject* const* args, Py_ssize_t n) {
@@ -162,17 +177,89 @@ PyObject* emitter_op(PyObject* self, PyObject* const* args, Py_ssize_t n) {
   r.op_id = emitter->ring->reserve_op_id();
   r.value_id = r.op_id << 4;
   r.start_ns = tl::monotonic_ns() - emitter->epoch_ns - (r.duration_ns > 0 ? r.duration_ns : 0);
-  if (emitter->ring->full() && emitter->ring->blocks()) {
-    // The sealer may be a Python thread: it needs the GIL to make room.
-    Py_BEGIN_ALLOW_THREADS
-    for (int i = 0; i < 20000 && emitter->ring->full(); i++) usleep(100);
-    Py_END_ALLOW_THREADS
-  }
+  make_room(emitter);
   emitter->ring->emit(r);
   return PyLong_FromLongLong(r.op_id);
 }
 
+// measured(array or None, full, input ids, site, step, phase, flags, forward op, layout, start,
+// duration, outputs): looks at an op's first output and writes its record, unless that is bad.
+PyObject* emitter_measured(PyObject* self, PyObject* const* args, Py_ssize_t n) {
+  auto* emitter = (EmitterObject*)self;
+  if (n != 12 || !PyList_Check(args[2])) {
+    PyErr_SetString(PyExc_TypeError, "measured() takes 12 arguments, the third a list");
+    return nullptr;
+  }
+  long long numbers[9];
+  for (int i = 0; i < 9; i++) numbers[i] = PyLong_AsLongLong(args[3 + i]);
+  const bool full = args[1] == Py_True;
+  if (PyErr_Occurred()) return nullptr;
+  tl::RingRecord r;
+  tl::clear_record(&r);
+  r.flags = (uint16_t)numbers[3];
+  if (args[0] != Py_None) {
+    tl::ObjectView view;
+    if (!view.open(args[0])) return PyLong_FromLong(-2);
+    if (full) {
+      TlStats s;
+      tl_stats(&view.view, &s);
+      if (s.finite < s.numel) return PyLong_FromLong(-1);
+      r.stat_level = 2;
+      r.numel = s.numel;
+      r.zero = s.zero;
+      r.nan = r.posinf = r.neginf = 0;
+      r.vmin = clamped(s.min);
+      r.vmax = clamped(s.max);
+      r.mean = clamped(s.mean);
+      r.std = clamped(s.std);
+      r.l2 = clamped(s.l2);
+    } else if (tl_has_nonfinite_view(&view.view)) {
+      return PyLong_FromLong(-1);
+    }
+    r.flags |= tl::CHECKED;
+  }
+  static thread_local int32_t tid = 0;
+  if (!tid) tid = (int32_t)syscall(SYS_gettid);
+  const Py_ssize_t n_in = PyList_Size(args[2]);
+  r.site_id = (int32_t)numbers[0];
+  r.step = numbers[1];
+  r.phase = (uint8_t)numbers[2];
+  r.fwd_op_id = numbers[4];
+  r.layout_id = (int32_t)numbers[5];
+  r.start_ns = numbers[6];
+  r.duration_ns = numbers[7];
+  r.n_in = (uint8_t)(n_in > 255 ? 255 : n_in);
+  r.n_out = (uint8_t)numbers[8];
+  r.tid = tid;
+  for (Py_ssize_t i = 0; i < n_in && i < 4; i++) {
+    r.in_ids[i] = PyLong_AsLongLong(PyList_GetItem(args[2], i));
+  }
+  r.op_id = emitter->ring->reserve_op_id();
+  if (numbers[8] > 0) r.value_id = r.op_id << 4;
+  make_room(emitter);
+  emitter->ring->emit(r);
+  for (Py_ssize_t at = 4; at < n_in; at += 4) {
+    tl::RingRecord more;
+    tl::clear_record(&more);
+    more.kind = tl::KIND_INPUTS;
+    more.tid = tid;
+    more.op_id = r.op_id;
+    more.step = r.step;
+    more.start_ns = r.start_ns;
+    more.n_in = (uint8_t)(at > 255 ? 255 : at);
+    for (Py_ssize_t i = 0; i < 4 && at + i < n_in; i++) {
+      more.in_ids[i] = PyLong_AsLongLong(PyList_GetItem(args[2], at + i));
+    }
+    emitter->ring->emit(more);
+  }
+  if (PyErr_Occurred()) return nullptr;
+  return PyLong_FromLongLong(r.op_id);
+}
+
 PyMethodDef emitter_methods[] = {
+    {"measured", (PyCFunction)(void (*)())emitter_measured, METH_FASTCALL,
+     "measured(array, full, input_ids, site_id, step, phase, flags, fwd_op_id, layout_id, start_ns, "
+     "duration_ns, n_out) -> op_id; -1: it is bad, -2: it cannot be read, and nothing is written"},
     {"op", (PyCFunction)(void (*)())emitter_op, METH_FASTCALL,
      "op(site_id, step, phase=2, flags=0, fwd_op_id=-1, duration_ns=-1, *input_ids) -> op_id"},
     {"reserve", emitter_reserve, METH_NOARGS, "Take the next ring position."},
