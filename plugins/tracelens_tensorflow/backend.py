@@ -17,6 +17,7 @@ from tracelens_tensorflow.doctor import UNSUPPORTED_KERAS, describe, keras_backe
 from tracelens_tensorflow.eager import EagerOps
 from tracelens_tensorflow.frontier import Level
 from tracelens_tensorflow.functions import Calls
+from tracelens_tensorflow.fusion import Opened
 from tracelens_tensorflow.keras_hooks import KerasWatch
 from tracelens_tensorflow.placement import Placement
 from tracelens_tensorflow.recording import Recorder
@@ -65,6 +66,7 @@ class TensorFlowBackend:
         self._replayer = Replayer(session, self._recorder)
         self._sentinel = Sentinel(session, self._replayer)
         self._placement = Placement(session)
+        self._opened = Opened(session)
         self._eager = EagerOps(session, self._recorder, self._sentinel.report)
         self._ops: OpsLevel | None = None
         self._values: ValueCapture | None = None
@@ -186,7 +188,10 @@ class TensorFlowBackend:
         if session is None or session.config.capture == "guard" or not self._active:
             return None
         with self._eager.muted():
-            return self._ops_level(session).run(call)
+            outputs = self._ops_level(session).run(call)
+            if outputs is not None:
+                self._opened.tell(call)
+            return outputs
 
     def after_call(self, call: Call, part: Part, flags: Any) -> None:
         """A function ran.

@@ -11,10 +11,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tracelens_tensorflow import facts
+from tracelens_tensorflow import facts, fdef
+from tracelens_tensorflow.plans import graphs_of
 
 if TYPE_CHECKING:
     import tensorflow as tf
+
+    from tracelens.session import Session
+    from tracelens_tensorflow.calls import Call
 
 _PRODUCTS = frozenset(("MatMul", "Conv2D", "DepthwiseConv2dNative"))
 _BETWEEN = frozenset(("BiasAdd", "Add", "AddV2", "FusedBatchNorm", "FusedBatchNormV2",
@@ -24,6 +28,9 @@ CLIPS = frozenset(("Relu", "Relu6"))
 
 _LONGEST = 4
 """Ops of a pattern: product, batch normalization or bias, residual sum, clip."""
+
+_MAX_FUNCTIONS = 32
+"""Functions that are told of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +79,59 @@ def remarks(graph: Any, op: tf.Operation) -> str | None:
         op: an op of which a replay, op by op, gave a NaN.
     """
     for pattern in _around(op):
-        names = " + ".join(each.type for each in pattern.ops)
-        source = facts.facts_of(pattern.ops[-1]).source
-        place = f" (line {source.line})" if source is not None else ""
         return (
-            f"in the graph TensorFlow fuses {names}{place} into one kernel, which turns NaN into "
-            f"0; run op by op, or eagerly, the NaN stays: the program computed 0 where the replay "
-            f"shows NaN"
+            f"in the graph TensorFlow fuses {_words(pattern)} into one kernel, which turns NaN "
+            f"into 0; run op by op, or eagerly, the NaN stays: the program computed 0 where the "
+            f"replay shows NaN"
         )
     return None
+
+
+class Opened:
+    """Says, once for each function, that recording every op keeps apart what TensorFlow fuses.
+
+    Args:
+        session: the recording.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._told: set[bytes] = set()
+
+    def tell(self, call: Call) -> None:
+        """Look at a function that was run op by op, or with every output probed. Never raises."""
+        name = call.function.name
+        if name in self._told or len(self._told) >= _MAX_FUNCTIONS:
+            return
+        self._told.add(name)
+        try:
+            self._tell(call)
+        except Exception as error:
+            self._session.note("hook_failed", f"fused kernels were not looked up: {error!r}")
+
+    def _tell(self, call: Call) -> None:
+        # XLA makes kernels of its own, which keep NaN.
+        if fdef.is_true(call.function.cached_definition.attr, "_XlaMustCompile"):
+            return
+        found = [
+            pattern
+            for graph in graphs_of(call.graph)
+            for pattern in patterns(graph.get_operations())
+        ]
+        if found:
+            more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+            self._session.note(
+                "fusion",
+                f"{call.name}: recording every op keeps apart what TensorFlow fuses "
+                f"({_words(found[0])}{more}): a NaN there stays NaN, where the program alone "
+                f"computes 0",
+            )
+
+
+def _words(pattern: Pattern) -> str:
+    source = facts.facts_of(pattern.ops[-1]).source
+    place = f" at line {source.line}" if source is not None else ""
+    return " + ".join(each.type for each in pattern.ops) + place
 
 
 def _around(op: Any) -> Iterator[Pattern]:

@@ -16,9 +16,9 @@ from tensorflow.python.eager import context
 from tensorflow.python.framework import kernels
 
 from tracelens.userframes import source_keys
-from tracelens_tensorflow import facts, fdef
+from tracelens_tensorflow import facts
 from tracelens_tensorflow.calls import Call
-from tracelens_tensorflow.plans import graph_of_function
+from tracelens_tensorflow.plans import graphs_of
 
 if TYPE_CHECKING:
     from tracelens.session import Session
@@ -110,25 +110,8 @@ class Placement:
 
 def requesting(graph: Any) -> Iterator[Any]:
     """Yield the ops of a graph, and of the functions it calls, that ask for a device."""
-    waiting, seen = [graph], set()
-    while waiting:
-        graph = waiting.pop()
-        if id(graph) in seen:
-            continue
-        seen.add(id(graph))
-        for op in graph.get_operations():
-            if op.device:
-                yield op
-            for names in fdef.called_by(op).values():
-                waiting += [made for made in _called(graph, names) if made is not None]
-
-
-def _called(graph: Any, names: Iterable[str]) -> Iterator[Any]:
-    for name in names:
-        try:
-            yield graph_of_function(graph, name)
-        except Exception:
-            continue  # its ops are not looked at
+    for each in graphs_of(graph):
+        yield from (op for op in each.get_operations() if op.device)
 
 
 def devices_in(partition_graphs: Iterable[Any]) -> dict[str, str]:

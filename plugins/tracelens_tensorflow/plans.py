@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -213,6 +213,22 @@ def graph_of_function(graph: Any, name: str) -> Any:
     if name not in rebuilt:
         rebuilt[name] = function_def_to_graph.function_def_to_graph(definition)
     return spans.called_in(rebuilt[name], graph, name)
+
+
+def graphs_of(graph: Any) -> Iterator[Any]:
+    """Yield a graph and the graphs of the functions that it calls, as far as they are known."""
+    waiting, seen = [graph], {id(graph)}
+    while waiting:
+        at = waiting.pop()
+        yield at
+        for name in (name for op in at.get_operations() for name in functions_of(op)):
+            try:
+                called = graph_of_function(at, name)
+            except NotInterpretable:
+                continue
+            if id(called) not in seen:
+                seen.add(id(called))
+                waiting.append(called)
 
 
 def functions_of(op: tf.Operation) -> tuple[str, ...]:

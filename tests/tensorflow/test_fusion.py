@@ -89,7 +89,7 @@ def test_every_op_of_a_pattern_is_remarked_on() -> None:
     assert told.pop("StridedSlice") is None
     assert len(set(told.values())) == 1
     line = dense.__code__.co_firstlineno + 1
-    assert f"fuses MatMul + BiasAdd + Relu (line {line})" in str(told["Relu"])
+    assert f"fuses MatMul + BiasAdd + Relu at line {line} into" in str(told["Relu"])
 
 
 def test_the_report_says_that_the_program_computed_zero(tmp_path: Path) -> None:
@@ -112,3 +112,14 @@ def test_the_report_says_that_the_program_computed_zero(tmp_path: Path) -> None:
     assert found[0]["first_cause"]["source"]["code"].endswith("# bad")
     assert not found[0]["exact"]
     assert any("the program computed 0 where the replay shows NaN" in d for d in found[0]["doubts"])
+
+
+def test_recording_every_op_says_that_it_keeps_them_apart(tmp_path: Path) -> None:
+    x = tf.constant([[NAN, 1.0], [1.0, 2.0]])
+    with tl.trace(tmp_path / "t.tltrace", quiet=True, capture="ops"):
+        step = tf.function(lambda x: dense(x, x, tf.zeros([2])))
+        assert np.isnan(step(x)).any()
+        step(x)
+    notes = [e for e in tl.load(tmp_path / "t.tltrace").reader.notes() if e["kind"] == "fusion"]
+    assert len(notes) == 1
+    assert "MatMul + BiasAdd + Relu" in notes[0]["message"]
