@@ -67,7 +67,7 @@ def test_the_terminal_comes_through_the_websocket_with_the_token_only(url: str) 
             async with session.ws_connect(f"{socket}&width=100&height=30") as connection:
                 seen = b""
                 while b"aten::linear" not in seen:
-                    message = await asyncio.wait_for(connection.receive(), 30)
+                    message = await asyncio.wait_for(connection.receive(), 90)
                     seen += message.data if isinstance(message.data, bytes) else b""
                 return seen
 

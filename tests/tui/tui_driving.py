@@ -18,7 +18,7 @@ SNAPSHOTS = Path(__file__).parent / "snapshots"
 PINNED = "8.2.8"
 """Snapshots are of this version of Textual; another may draw a border differently."""
 
-_PATIENCE_S = 8.0
+_PATIENCE_S = 30.0
 
 Script = Callable[[Pilot[int]], Awaitable[None]]
 

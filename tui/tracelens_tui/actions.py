@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from array import array
 from typing import TYPE_CHECKING, Any
 
@@ -235,8 +234,9 @@ class Actions(App[int]):
         self.run_worker(self._filtered(job, selection, text), group="filter", exclusive=True)
 
     async def _filtered(self, job: Any, selection: array[int], text: str) -> None:
+        assert self.model is not None
         try:
-            complete = await asyncio.wrap_future(job)
+            complete = await self.model.work.answer(job)
         except TraceLensError as error:
             self.say(str(error), severity="error")
             return

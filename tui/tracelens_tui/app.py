@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from textual.app import App
 from textual.binding import BindingType
+from textual.worker import WorkerFailed
 
 from tracelens.errors import TraceLensError
 from tracelens.events import Op, Source
@@ -121,12 +122,10 @@ class TraceLensApp(Actions, Live, Beside, App[int]):
         opening: Future[Opening] | None = None,
     ) -> None:
         """Open a trace, in place of the one that is open; tell why if it cannot be read."""
-        import asyncio
-
         pages = pages or ReaderThread(str(path), "tracelens-pages")
         opening = opening or pages.submit(lambda reader: open_at(reader, at, rank))
         try:
-            known = await asyncio.wrap_future(opening)
+            known = await pages.answer(opening)
         except TraceLensError as error:
             pages.close()
             self.say(str(error), severity="error")
@@ -166,6 +165,14 @@ class TraceLensApp(Actions, Live, Beside, App[int]):
     def say(self, text: str, *, severity: str = "information") -> None:
         """Tell something in passing."""
         self.notify(text, severity=severity, markup=False, timeout=4)  # type: ignore[arg-type]
+
+    def _handle_exception(self, error: Exception) -> None:
+        """Tell in place what a background reading could not read; anything else ends the app."""
+        cause = error.error if isinstance(error, WorkerFailed) else error
+        if isinstance(cause, TraceLensError):
+            self.say(str(cause), severity="error")
+        else:
+            super()._handle_exception(error)
 
     async def read_story(self) -> None:
         """Read findings, steps and problems, and tell the screen."""
@@ -224,7 +231,9 @@ class TraceLensApp(Actions, Live, Beside, App[int]):
         return "'" if op.op_id in model.marks else ""
 
     def on_unmount(self) -> None:
-        """End the threads."""
+        """End the threads, and first the search that one of them may be in."""
+        if self.navigator is not None:
+            self.navigator.cancel()
         self.end_following()
         if self.model is not None:
             self.model.close()

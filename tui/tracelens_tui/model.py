@@ -7,7 +7,6 @@ searches, statistics of a step).
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -151,7 +150,7 @@ class TraceModel:
             found = reader.ops_at(position, position + 1, rank=self.rank)
             return found[0] if found else None
 
-        return await asyncio.wrap_future(self.pages.submit(read, urgent=True))
+        return await self.pages.answer(self.pages.submit(read, urgent=True))
 
     async def position_of(self, op_id: int) -> int | None:
         """Return the position of an op, ``None`` if it was not recorded."""
@@ -160,7 +159,7 @@ class TraceModel:
             known = reader.op(op_id, self.rank) is not None
             return reader.position(op_id, self.rank) if known else None
 
-        return await asyncio.wrap_future(self.pages.submit(look, urgent=True))
+        return await self.pages.answer(self.pages.submit(look, urgent=True))
 
     async def ports(self, op: Op) -> list[Port]:
         """Read the other ends of an op's inputs and outputs."""

@@ -181,7 +181,11 @@ class Navigator:
         """
         self._cancel.set()
         self._cancel = cancel = threading.Event()
-        rank = self._model.rank
+        rank, ops = self._model.rank, self._model.total
+
+        def progress(done: int, left: int) -> None:
+            # Each batch counts what is left from where it begins.
+            self._progress(ops - left + done, ops)
 
         def look(reader: TraceReader) -> bool:
             last, told = -1, 0
@@ -191,7 +195,7 @@ class Navigator:
                     rank=rank,
                     after=last,
                     limit=_BATCH,
-                    progress=self._progress,
+                    progress=progress,
                     cancelled=cancel.is_set,
                 )
                 if batch.op_ids:

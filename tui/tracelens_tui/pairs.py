@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable
@@ -177,7 +176,8 @@ class PairRows:
 
     async def _read(self, number: int) -> list[Pair]:
         sides = [self._ask(number, side) for side in (0, 1)]
-        left, right = [await asyncio.wrap_future(side) for side in sides]
+        left = await self._threads[0].answer(sides[0])
+        right = await self._threads[1].answer(sides[1])
         return self._pairs(number, left, right)
 
     def _request(self, number: int) -> None:

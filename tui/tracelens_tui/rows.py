@@ -14,7 +14,11 @@ from tracelens.storage.reader import TraceReader
 from tracelens_tui.worker import ReaderThread
 
 PAGE_ROWS = 64
+_SELECTED_ROWS = 16
+"""Ops that a filter leaves lie far apart and cost a query each, so their pages are smaller."""
+
 _CACHED_PAGES = 64
+_MOST_WAITING = 6
 
 
 class OpRows:
@@ -112,8 +116,9 @@ class OpRows:
             total: ops in it.
             last_id: the largest id in it; later ops stay as they are.
         """
+        # The last pages too: an op that called others is recorded after them, but stands before.
         later = [op for op in self._tail if op is not None and op.op_id > last_id]
-        for number in [n for n in self._pages if (n + 1) * PAGE_ROWS > self._total]:
+        for number in [n for n in self._pages if (n + 3) * PAGE_ROWS > self._total]:
             del self._pages[number]
         self._total = total
         self._tail = later
@@ -126,8 +131,7 @@ class OpRows:
     def selection_grew(self) -> None:
         """Ids were appended to the selection: its last page is read again."""
         if self._selection is not None:
-            self._pages.pop((len(self._selection) - 1) // PAGE_ROWS, None)
-            for number in [n for n in self._pages if len(self._pages[n]) < PAGE_ROWS]:
+            for number in [n for n, page in self._pages.items() if len(page) < _SELECTED_ROWS]:
                 del self._pages[number]
 
     def forget(self) -> None:
@@ -144,7 +148,7 @@ class OpRows:
             return None
         if self._selection is None and index >= self._total:
             return self._tail[index - self._total]
-        number, offset = divmod(index, PAGE_ROWS)
+        number, offset = divmod(index, self._page_rows)
         page = self._pages.get(number)
         if page is None:
             self._request(number)
@@ -170,17 +174,21 @@ class OpRows:
         at = bisect_right(self._selection, op_id)
         return at > 0 and self._selection[at - 1] == op_id
 
+    @property
+    def _page_rows(self) -> int:
+        return PAGE_ROWS if self._selection is None else _SELECTED_ROWS
+
     def _request(self, number: int) -> None:
         if number in self._waiting:
             return
         # Someone who scrolls fast wants the page under the eyes, not those passed on the way.
-        while len(self._waiting) > 3:
+        while len(self._waiting) > _MOST_WAITING:
             _, stale = self._waiting.popitem(last=False)
             stale.cancel()
         generation = self._generation
-        start = number * PAGE_ROWS
+        start = number * self._page_rows
         if self._selection is not None:
-            wanted = self._selection[start : start + PAGE_ROWS]
+            wanted = self._selection[start : start + _SELECTED_ROWS]
             answer = self._thread.submit(partial(_by_ids, ids=wanted, rank=self._rank), urgent=True)
         else:
             stop = min(start + PAGE_ROWS, self._total)

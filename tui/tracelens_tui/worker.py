@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
+from tracelens.errors import TraceError, TraceLensError
 from tracelens.storage.reader import TraceReader, open_trace
 
 T = TypeVar("T")
@@ -53,10 +54,20 @@ class ReaderThread:
         """Ask and wait for the answer without blocking the screen.
 
         Raises:
-            TraceError: the trace cannot be read.
-            Exception: what the question raised.
+            TraceLensError: what the question raised, or, for a trace that changes or vanishes
+                under its reader, what went wrong in one line.
         """
-        return await asyncio.wrap_future(self.submit(question))
+        return await self.answer(self.submit(question))
+
+    async def answer(self, asked: Future[T]) -> T:
+        """Wait for the answer to a question that was submitted; raises as ``ask`` does."""
+        try:
+            return await asyncio.wrap_future(asked)
+        except TraceLensError:
+            raise
+        except Exception as error:
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise TraceError(f"{self.path} cannot be read: {reason}") from error
 
     def close(self) -> None:
         """Ask no more; the thread closes its reader and ends after what it is doing.

@@ -131,7 +131,11 @@ class CompareScreen(TraceScreen):
             await self.action_other()
             return
         table = self.query_one(CompareTable)
-        row = await self._rows.next_difference(table.cursor, direction)
+        try:
+            row = await self._rows.next_difference(table.cursor, direction)
+        except TraceLensError as error:
+            self.tracelens.say(str(error), severity="error")
+            return
         if row is None:
             self.tracelens.say("no further difference within 20,000 ops")
         else:
