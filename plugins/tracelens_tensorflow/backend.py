@@ -81,6 +81,7 @@ class TensorFlowBackend:
             session.note("hook_failed", f"TensorFlow {tf.__version__} has no {part}: {effect}")
         self._install("what graph ops are", _facts_install, session)
         self._install("retraces", _retraces_install, session)
+        self._install("devices", self._placement.install)
         self._install("sessions", _sessions_install, session)
         if session.config.profile:
             self._install("profile", _profile_install, session)

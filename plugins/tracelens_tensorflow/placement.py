@@ -2,13 +2,13 @@
 
 TensorFlow places softly: an op whose device does not exist, or has no kernel for it, runs elsewhere
 in silence. The runtime is asked where ops went only at the first call of a function that
-holds an op for which that can happen.
+holds an op for which that can happen; in eager code it is seen where ``tf.device`` is entered.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
@@ -19,8 +19,10 @@ from tracelens.userframes import source_keys
 from tracelens_tensorflow import facts
 from tracelens_tensorflow.calls import Call
 from tracelens_tensorflow.plans import graphs_of
+from tracelens_tensorflow.sources import calling_line
 
 if TYPE_CHECKING:
+    from tracelens.events import Source
     from tracelens.session import Session
 
 _MAX_TOLD = 16
@@ -38,6 +40,29 @@ class Placement:
         self._session = session
         self._seen: set[bytes] = set()
         self._collecting = False
+        self._devices: set[str] = set()
+        self._blocks: set[tuple[str, str, int]] = set()
+
+    def install(self) -> Callable[[], None]:
+        """Begin to look at eager ``tf.device`` blocks; the result, called, ends it."""
+        original = context._EagerDeviceContext.__enter__
+
+        @functools.wraps(original)
+        def __enter__(block: Any) -> Any:
+            entered = original(block)
+            device = block._device_name
+            if device is not None and device not in self._devices:
+                self._entered(device)
+            return entered
+
+        context._EagerDeviceContext.__enter__ = __enter__
+
+        def uninstall() -> None:
+            self.stop()
+            if context._EagerDeviceContext.__enter__ is __enter__:
+                context._EagerDeviceContext.__enter__ = original
+
+        return uninstall
 
     def before_call(self, call: Call) -> None:
         """A function is about to run. Never raises."""
@@ -85,6 +110,37 @@ class Placement:
                 moved.setdefault((short(op.device), short(went)), []).append(op)
         for (asked, went), ops in list(moved.items())[:_MAX_TOLD]:
             self._tell(asked, went, ops)
+
+    def _entered(self, device: str) -> None:
+        """Tell a block whose device is not there."""
+        try:
+            spec = tf.DeviceSpec.from_string(device)
+            if spec.device_type is None or spec.job not in (None, "localhost") or _exists(spec):
+                self._devices.add(device)
+                return
+            source = calling_line()
+            place = (device, source.file, source.line) if source is not None else (device, "", 0)
+            if place in self._blocks or len(self._blocks) >= _MAX_TOLD:
+                return
+            self._blocks.add(place)
+            if tf.config.get_soft_device_placement():
+                self._tell_block(device, source)
+        except Exception as error:
+            self._devices.add(device)
+            self._fail(error)
+
+    def _tell_block(self, device: str, source: Source | None) -> None:
+        asked, went = short(device), short(tf.config.list_logical_devices()[0].name)
+        absent, advice = _absent()
+        self._session.report_finding(
+            "placement",
+            f"a tf.device block asks for {asked}, its ops run on {went}: {absent}",
+            severity="warning",
+            advice=advice,
+            requested=asked,
+            device=went,
+            **({} if source is None else {"source": source_keys(source)}),
+        )
 
     def _fail(self, error: Exception) -> None:
         self.stop()
@@ -177,12 +233,7 @@ def _has_kernel(op_type: str, device_type: str) -> bool:
 def _reason(op: Any, went: str) -> tuple[str, str]:
     spec = tf.DeviceSpec.from_string(op.device)
     if not _exists(spec):
-        devices = ", ".join(short(device.name) for device in tf.config.list_logical_devices())
-        return (
-            f"there is no such device here (there are {devices})",
-            "ask for a device that tf.config.list_logical_devices() lists, or switch off soft "
-            "placement (tf.config.set_soft_device_placement(False)) to get an error instead",
-        )
+        return _absent()
     if not _has_kernel(op.type, spec.device_type):
         return (
             f"{op.type} has no kernel for a {spec.device_type}",
@@ -192,4 +243,13 @@ def _reason(op: Any, went: str) -> tuple[str, str]:
     return (
         "TensorFlow keeps it with a variable or another op that is there",
         f"make the variable on the device that uses it, or leave the op on {went}",
+    )
+
+
+def _absent() -> tuple[str, str]:
+    devices = ", ".join(short(device.name) for device in tf.config.list_logical_devices())
+    return (
+        f"there is no such device here (there are {devices})",
+        "ask for a device that tf.config.list_logical_devices() lists, or switch off soft "
+        "placement (tf.config.set_soft_device_placement(False)) to get an error instead",
     )
