@@ -7,7 +7,6 @@ be cancelled.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,15 +19,13 @@ from tracelens.levels import Beside, Beyond, OtherStep
 from tracelens.marks import Marks
 from tracelens.predicates import And, Number, Or, Reads
 from tracelens.storage.chunks import Predicate
+from tracelens.trail import Trail
 
 if TYPE_CHECKING:
     from tracelens.storage.reader import TraceReader
     from tracelens.storage.search import Found, Progress
 
 Json = dict[str, Any]
-
-_LAST = 1 << 62
-_READ_TOGETHER = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +53,7 @@ class Cursor:
         reader: the trace.
         rank: whose ops.
         op: the op it is at; ``None`` in an empty trace.
+        trail: the ops in their order.
         breaks: where ``resume`` stops, beside the findings.
         marks: named positions, kept in a file beside the trace.
         findings: the findings and the ops they name.
@@ -69,6 +67,7 @@ class Cursor:
         self.reader = reader
         self.rank = rank
         self.op: Op | None = None
+        self.trail = Trail(reader, rank)
         self.findings = Findings(reader, rank)
         self.breaks = Breakpoints(self.findings.op_ids)
         self.marks = Marks(reader.path)
@@ -76,7 +75,7 @@ class Cursor:
         self.progress: Progress | None = None
         self.cancelled: Callable[[], bool] | None = None
         self._count: int | None = None
-        self._to_first()
+        self.op = self.trail.first()
 
     # Where it is
 
@@ -103,7 +102,7 @@ class Cursor:
         self.findings.forget()
         self._count = None
         if self.op is None:
-            self._to_first()
+            self.op = self.trail.first()
 
     # Moves
 
@@ -123,7 +122,7 @@ class Cursor:
         if n < 0:
             return self.step(-n)
         for _ in range(min(n, 1)):
-            before = self._before()
+            before = None if self.op is None else self.trail.before(self.op.op_id)
             if before is None:
                 return Stop("start", self.op, note="this is the first op recorded")
             self.op = before
@@ -143,13 +142,11 @@ class Cursor:
 
     def reverse_finish(self) -> Stop:
         """Go back to the composite op around this one, or else to before this module's call."""
-        if self.op is None:
-            return Stop("start", None)
-        around = self.reader.op(self.op.parent_id, self.rank) if self.op.parent_id >= 0 else None
+        around = self.trail.op(self.op.parent_id) if self.op and self.op.parent_id >= 0 else None
         if around is not None:
             self.op = around
             return Stop("step", self.op)
-        return self._travel(Beyond.of(self.op), back=True)
+        return self._travel(Beyond.of(self.op), back=True) if self.op else Stop("start", None)
 
     def resume(self) -> Stop:
         """Go on to the next breakpoint, watch or op that a finding names, or to the last op."""
@@ -163,7 +160,7 @@ class Cursor:
         """Go to the next (or previous) op that satisfies a condition; stay if there is none."""
         found = self._find(predicate, back=back)
         if not found.complete:
-            return Stop("cancelled", self.op, note=f"cancelled after {found.looked_at:,} ops")
+            return self._cancelled(found)
         if not found.op_ids:
             where = "before" if back else "after"
             return Stop("missing", self.op, note=f"no op {where} this one matches")
@@ -201,22 +198,19 @@ class Cursor:
         if mark is not None:
             return self.jump(mark)
         if op_id is not None:
-            op = self.reader.op(op_id, self.rank)
+            op = self.trail.op(op_id)
             missing = f"no op {op_id} was recorded"
         elif step is not None:
-            ops = self.reader.ops(rank=self.rank, step=step, limit=1)
-            op = ops[0] if ops else None
+            op = self.trail.first(step)
             missing = f"no op of step {step} was recorded"
         else:
             place = max(0, min(index or 0, self.count - 1))
-            ops = self.reader.ops_at(place, place + 1, rank=self.rank)
-            op = ops[0] if ops else None
+            op = self.trail.at(place)
             missing = "the trace holds no op"
         if op is None:
             return Stop("missing", self.op, note=missing)
         self.op = op
-        outside = index is not None and index != place if op_id is None and step is None else False
-        if outside:
+        if op_id is None and step is None and place != (index or 0):
             return Stop("start" if place == 0 else "end", op)
         return Stop("step", op)
 
@@ -224,17 +218,7 @@ class Cursor:
 
     def ops(self, op_ids: Sequence[int]) -> list[Op]:
         """Return ops by their ids; ids that lie close together are read together."""
-        found: list[Op] = []
-        for first in range(0, len(op_ids), _READ_TOGETHER):
-            ids = sorted(op_ids[first : first + _READ_TOGETHER])
-            span = ids[-1] - ids[0] + 1
-            if span <= 4 * len(ids):
-                page = self.reader.ops(rank=self.rank, after_op_id=ids[0] - 1, limit=span)
-                wanted = set(ids)
-                found += [op for op in page if op.op_id in wanted]
-            else:
-                found += [op for op_id in ids if (op := self.reader.op(op_id, self.rank))]
-        return found
+        return self.trail.ops(op_ids)
 
     def producers(self) -> list[Op | None]:
         """Return, for each input, the op that wrote it; ``None`` where none was recorded."""
@@ -279,12 +263,10 @@ class Cursor:
         """Remember this position under a name.
 
         Raises:
-            ConfigError: the name is empty or has spaces, or the trace is empty.
+            ConfigError: the name is not one word, or the trace is empty.
         """
         if self.op is None:
             raise ConfigError("the trace holds no op to mark")
-        if not re.fullmatch(r"\S{1,64}", name):
-            raise ConfigError(f"a mark's name is one word, not {name!r}")
         self.marks.set(name, self.rank, self.op.op_id)
 
     def jump(self, name: str) -> Stop:
@@ -309,7 +291,7 @@ class Cursor:
         if target is not None:
             found = self._find(target, back=back)
             if not found.complete:
-                return Stop("cancelled", self.op, note=f"cancelled after {found.looked_at:,} ops")
+                return self._cancelled(found)
             until = found.op_ids[0] if found.op_ids else None
         elif self.stop_at_findings:
             near = self.findings.before if back else self.findings.after
@@ -320,9 +302,9 @@ class Cursor:
         if until is not None:
             return self._arrive(reason, until)
         if back:
-            self._to_first()
+            self.op = self.trail.first()
             return Stop("start", self.op, note="the first op recorded")
-        self.goto(index=_LAST)
+        self.goto(index=max(0, self.count - 1))
         return Stop("end", self.op, note="the last op recorded")
 
     def _stopped(self, until: int | None, *, back: bool) -> Stop | None:
@@ -334,8 +316,8 @@ class Cursor:
         while True:
             found = self._find(predicate, back=back, start=place, until=until)
             if not found.complete:
-                return Stop("cancelled", self.op, note=f"cancelled after {found.looked_at:,} ops")
-            op = self.reader.op(found.op_ids[0], self.rank) if found.op_ids else None
+                return self._cancelled(found)
+            op = self.trail.op(found.op_ids[0]) if found.op_ids else None
             if op is None:
                 return None
             for reached in self.breaks.at(op):
@@ -349,7 +331,7 @@ class Cursor:
     def _has_turned(self, watch: Breakpoint, op: Op) -> bool:
         """Whether the same operation did not satisfy the condition the time before."""
         found = self._find(SameSite(op), back=True, start=op.op_id)
-        before = self.reader.op(found.op_ids[0], self.rank) if found.op_ids else None
+        before = self.trail.op(found.op_ids[0]) if found.op_ids else None
         return before is None or not watch.filter.matches(before)
 
     def _find(
@@ -375,8 +357,11 @@ class Cursor:
             cancelled=self.cancelled,
         )
 
+    def _cancelled(self, found: Found) -> Stop:
+        return Stop("cancelled", self.op, note=f"cancelled after {found.looked_at:,} ops")
+
     def _arrive(self, reason: str, op_id: int) -> Stop:
-        op = self.reader.op(op_id, self.rank)
+        op = self.trail.op(op_id)
         if op is None:
             return Stop("missing", self.op, note=f"op {op_id} is no longer recorded")
         self.op = op
@@ -386,37 +371,17 @@ class Cursor:
         """Return the op after this one; a live trace is looked at again at its end."""
         if self.op is None:
             return None
-        # Ids are almost always consecutive, and a lookup by id is cached.
-        op = self.reader.op(self.op.op_id + 1, self.rank)
-        for again in (False, True):
-            if op is None:
-                page = self.reader.ops(rank=self.rank, after_op_id=self.op.op_id, limit=1)
-                op = page[0] if page else None
-            if op is not None or again or not self.reader.alive:
-                break
+        op = self.trail.after(self.op.op_id)
+        if op is None and self.reader.alive:
             self.refresh()
+            op = self.trail.after(self.op.op_id)
         return op
-
-    def _before(self) -> Op | None:
-        if self.op is None or self.op.op_id <= 0:
-            return None
-        op = self.reader.op(self.op.op_id - 1, self.rank)
-        if op is None:
-            index = self.index
-            ops = self.reader.ops_at(index - 1, index, rank=self.rank) if index > 0 else []
-            op = ops[0] if ops else None
-        return op
-
-    def _to_first(self) -> None:
-        ops = self.reader.ops(rank=self.rank, limit=1)
-        self.op = ops[0] if ops else None
 
     def _to_finding(self, op_id: int | None, where: str) -> Stop:
         if op_id is None:
-            none = "the trace has no finding" if not self.findings.op_ids() else (
-                f"no finding {where} this op"
-            )  # fmt: skip
-            return Stop("missing", self.op, note=none)
+            known = self.findings.op_ids()
+            note = f"no finding {where} this op" if known else "the trace has no finding"
+            return Stop("missing", self.op, note=note)
         return self._arrive("finding", op_id)
 
     def _to_step(self, direction: int) -> Stop:
@@ -424,9 +389,9 @@ class Cursor:
             return Stop("missing", None, note="the trace holds no op")
         step = self.op.step
         if direction < 0:
-            first = self.reader.ops(rank=self.rank, step=step, limit=1)
-            if first and first[0].op_id < self.op.op_id:
-                self.op = first[0]
+            first = self.trail.first(step)
+            if first is not None and first.op_id < self.op.op_id:
+                self.op = first
                 return Stop("step", self.op)
         other = OtherStep(step, direction)
         stop = self.find(other, back=direction < 0)

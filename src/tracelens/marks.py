@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
+
+from tracelens.errors import ConfigError
 
 _MAX_BYTES = 1 << 20
 _SUFFIX = ".marks.json"
@@ -25,7 +28,13 @@ class Marks:
         self._marks = _read(self._path)
 
     def set(self, name: str, rank: int, op_id: int) -> None:
-        """Remember a position."""
+        """Remember a position.
+
+        Raises:
+            ConfigError: the name is not one word.
+        """
+        if not re.fullmatch(r"\S{1,64}", name):
+            raise ConfigError(f"a mark's name is one word, not {name!r}")
         self._marks[name, rank] = op_id
         rows = [[name, rank, op_id] for (name, rank), op_id in sorted(self._marks.items())]
         try:

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from tracelens.analysis.verdict import verdict
+from tracelens.command import Context
+from tracelens.commands import TABLE, run_line
 from tracelens.convert import csv, npz, perfetto
+from tracelens.cursor import Cursor
 from tracelens.errors import TraceLensError
 from tracelens.loaded import Trace
 from tracelens.storage.reader import TraceReader, open_trace
@@ -78,8 +81,19 @@ def questions(reader: TraceReader, out: Path) -> list[Callable[[], Any]]:
         lambda: npz.export(reader, out / "a.npz"),
         lambda: perfetto.export(reader, out / "a.json"),
         lambda: verdict(reader, reader.events()),
+        lambda: step_through(reader, rank, out),
         reader.health,
     ]
+
+
+def step_through(reader: TraceReader, rank: int, out: Path) -> None:
+    """Run every command of the table, with and without arguments; none may raise."""
+    context = Context(Cursor(reader, rank))
+    for arguments in ("", "1", "@bad or @finding", f"out0 {out / 'a.npy'} -f"):
+        run_line(context, "goto 3")
+        for spec in TABLE:
+            for line in run_line(context, f"{spec.name} {arguments}").lines:
+                assert line.isprintable(), line
 
 
 def growth_mb(before_kb: int) -> int:
