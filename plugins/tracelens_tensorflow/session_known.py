@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tracelens.storage.writer import ShardWriter
 
 _SKIPPED = frozenset({"NoOp", "VarHandleOp", "VariableV2", "Variable", "VarIsInitializedOp"})
+_LOOP_ENDS = frozenset({"Exit", "RefExit"})
 _DATA_PREFIXES = ("IteratorGetNext", "QueueDequeue", "ReaderRead")
 
 Sizes = tuple[int, ...] | None
@@ -82,6 +83,9 @@ def _known(op: Any, plan: Plan, writer: ShardWriter) -> KnownOp:
     if writes and phase is not Phase.BACKWARD and plan.is_step:
         phase = Phase.OPTIMIZER
     flags = told.flags | (OpFlag.INPLACE if writes else OpFlag(0))
+    if op.type in _LOOP_ENDS:
+        # No session hands over what was within the loop: this line is the nearest known.
+        flags |= OpFlag.INEXACT_SOURCE | OpFlag.UNSEEN_INPUTS
     if op.type == "Const":
         flags |= OpFlag.CONSTANT
     inputs = (_slot(tensor) for tensor in op.inputs)

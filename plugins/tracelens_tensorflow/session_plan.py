@@ -5,6 +5,7 @@ A plan is made once for each set of fetches, targets and feeds of a graph.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from tracelens_tensorflow import session_ops as kinds
 from tracelens_tensorflow.plans import functions_of
 
 _LOSS_WORDS = ("loss", "cost")
+_GRADIENT = re.compile(r"((?:.*/)?gradients(?:_\d+)?)/(.+?)_grad/")
 _NO_CONDITIONS: frozenset[tuple[str, int]] = frozenset()
 
 
@@ -261,10 +263,12 @@ def _dtype(variable: Any) -> Any:
 
 def _frontier(plan: Plan) -> list[Watched]:
     found: dict[Any, Watched] = {}
+    losses = _losses(plan)
     for tensor in plan.fetches:
         if _checkable(plan, tensor):
-            loss = any(word in tensor.name.lower() for word in _LOSS_WORDS)
-            sink = "loss" if loss and tensor.shape.num_elements() == 1 else "read"
+            named = any(word in tensor.name.lower() for word in _LOSS_WORDS)
+            loss = tensor.op.name in losses or (named and tensor.shape.num_elements() == 1)
+            sink = "loss" if loss else "read"
             found.setdefault(tensor.ref(), Watched(sink, tensor.op.name, tensor))
     for op in plan.writes:
         written = kinds.written_by(op)
@@ -274,6 +278,17 @@ def _frontier(plan: Plan) -> list[Watched]:
             if _checkable(plan, tensor) and tensor.op.type != "Const":
                 found.setdefault(tensor.ref(), Watched(sink, name, tensor))
     return list(found.values())
+
+
+def _losses(plan: Plan) -> set[str]:
+    """Return the names of ops whose gradients a run takes: a scope of gradients begins there."""
+    first: dict[str, tuple[int, str]] = {}
+    for op in plan.ops:
+        found = _GRADIENT.match(op.name)
+        if found is not None:
+            scope, forward = found.groups()
+            first[scope] = min(first.get(scope, (op._id, forward)), (op._id, forward))
+    return {forward for _, forward in first.values()}
 
 
 def _checkable(plan: Plan, tensor: Any) -> bool:

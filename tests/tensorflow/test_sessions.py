@@ -277,6 +277,7 @@ def test_a_nan_in_a_tf1_while_loop_is_named_at_the_loop(graph: tf.Graph, tmp_pat
             v1.enable_control_flow_v2()
     cause = cause_of(tmp_path / "t")
     assert first < cause["source"]["line"] < last
+    assert not why(tmp_path / "t")["exact"]
 
 
 def test_what_a_queue_or_dataset_handed_over_is_used_again(graph: tf.Graph, tmp_path: Path) -> None:
