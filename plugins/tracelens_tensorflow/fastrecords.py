@@ -17,7 +17,7 @@ from tracelens.events import NO_ID, SLOT_BITS, OpFlag, RecordKind
 from tracelens.oprecords import thread_id, value_of
 from tracelens.storage.format import HEADER_HEAD_OFFSET, HEADER_SEALED_OFFSET
 from tracelens_tensorflow import tensors
-from tracelens_tensorflow.tensors import FLOATS, RESOURCE, VARIANT, array_of
+from tracelens_tensorflow.tensors import FLOATS, array_of
 
 if TYPE_CHECKING:
     from tracelens.session import Session
@@ -28,6 +28,7 @@ _NO_NUMBERS = (0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, 0, 0, -1)
 _MAX_LAYOUTS = 1 << 16
 _KNOWN_TO_NUMPY = FLOATS - tensors._NARROW
 _INPLACE, _CHECKED = int(OpFlag.INPLACE), int(OpFlag.CHECKED)  # enums add a microsecond each
+_HARMLESS = int(OpFlag.HARMLESS)
 _VIEW = int(OpFlag.VIEW | OpFlag.HARMLESS)
 _OP, _STAT, _INPUTS = int(RecordKind.OP), int(RecordKind.STAT), int(RecordKind.INPUTS)
 
@@ -112,8 +113,8 @@ class FastRecords:
         n_in, tid, step = len(ids), thread_id(), self._session.current_step
         four = (*ids, NO_ID, NO_ID, NO_ID, NO_ID)[:4]
         writer.write(
-            writer.reserve(), _OP, phase, flags | _CHECKED | recorder.flags, tid,
-            site, self._layout(inputs, seen) if self.full else 0, op_id, step, NO_ID, fwd_op_id,
+            writer.reserve(), _OP, phase, flags | _CHECKED | recorder.flags, tid, site,
+            self._layout(site, inputs, seen) if self.full else 0, op_id, step, NO_ID, fwd_op_id,
             start_ns, duration_ns, *four, min(n_in, 255), min(len(outputs), 255),
             2 if first is not None else 0, 0, *(first or _NO_NUMBERS),
             value_of(op_id, 0) if outputs else NO_ID,
@@ -143,13 +144,17 @@ class FastRecords:
         """Look at the one output and write the record in C; a negative number if it is bad."""
         recorder, full = self._recorder, self.full
         value_id = recorder.value_id
-        array = _plain_array(seen[0]) if seen else None
+        # What cannot make a bad value has one only if an input had: guard level does not look.
+        looks = full or writes or not flags & _HARMLESS
+        array = _plain_array(seen[0]) if seen and looks else None
         if writes:
             flags |= _INPLACE
+        if looks:
+            flags |= _CHECKED
         op_id: int = emitter.measured(
             array, full, [value_id(tensor) for tensor in inputs], site,
-            self._session.current_step, phase, flags | _CHECKED | recorder.flags, fwd_op_id,
-            self._layout(inputs, seen) if full else 0, start_ns, duration_ns, len(outputs),
+            self._session.current_step, phase, flags | recorder.flags, fwd_op_id,
+            self._layout(site, inputs, seen) if full else 0, start_ns, duration_ns, len(outputs),
         )  # fmt: skip
         if op_id >= 0 and outputs:
             recorder.adopt(outputs[0], op_id << SLOT_BITS)
@@ -171,19 +176,29 @@ class FastRecords:
         self._recorder.pass_on(inputs, outputs, inputs[0] if inputs else None)
         if not self.full:
             return NO_ID
+        value_id = self._recorder.value_id(inputs[0]) if inputs else NO_ID
+        layout = self._layout(site, inputs[:1], outputs[:1])
+        if self._emitter is not None:
+            op_id: int = self._emitter.measured(
+                None, True, [value_id], site, self._session.current_step, phase, _VIEW, NO_ID,
+                layout, start_ns, duration_ns, 1,
+            )  # fmt: skip
+            return op_id
         writer = self._writer
         op_id = writer.reserve_op_id()
-        value_id = self._recorder.value_id(inputs[0]) if inputs else NO_ID
         writer.write(
-            writer.reserve(), _OP, phase, _VIEW, thread_id(),
-            site, self._layout(inputs[:1], outputs[:1]), op_id, self._session.current_step, NO_ID,
-            NO_ID, start_ns, duration_ns, value_id, NO_ID, NO_ID, NO_ID, 1, 1, 0, 0,
-            *_NO_NUMBERS, value_id,
+            writer.reserve(), _OP, phase, _VIEW, thread_id(), site, layout, op_id,
+            self._session.current_step, NO_ID, NO_ID, start_ns, duration_ns, value_id, NO_ID,
+            NO_ID, NO_ID, 1, 1, 0, 0, *_NO_NUMBERS, value_id,
         )  # fmt: skip
         return op_id
 
-    def _layout(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
-        key = (tuple(map(_shape, inputs)), tuple(map(_shape, outputs)))
+    def _layout(self, site: int, inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+        # The variable behind a handle has the shape of what was read from it or written to it.
+        key = (
+            site, *[tensor._shape_tuple() for tensor in inputs],
+            *[(tensor._shape_tuple(), tensor._datatype_enum()) for tensor in outputs],
+        )  # fmt: skip
         number = self._layouts.get(key)
         if number is None:
             layout_of = self._reader.layout_of
@@ -226,11 +241,6 @@ def _plain_array(tensor: Any) -> Any:
     if type(array) is not np.ndarray:  # a scalar's memory is its own for a moment only
         return None if array is None else np.asarray(array)
     return array if array.size else None
-
-
-def _shape(tensor: Any) -> Any:
-    kind = tensor._datatype_enum()
-    return (kind, tensor._id) if kind in (RESOURCE, VARIANT) else (kind, tensor._shape_tuple())
 
 
 def _looked_at(tensor: Any, full: bool) -> tuple[bool, Any] | None:

@@ -105,9 +105,16 @@ class ObjectView {
     PyObject* type = (PyObject*)Py_TYPE(object);
     static PyObject* known_type = nullptr;
     static const DlExchange* known_api = nullptr;
+    static PyObject* plain_type = nullptr;  // the last one without the API: numpy's, as a rule
+    if (type == plain_type) return open_interface(object);
     if (type != known_type) {
       const DlExchange* api = find_exchange(type);
-      if (!api) return open_interface(object);
+      if (!api) {
+        Py_XDECREF(plain_type);
+        Py_INCREF(type);
+        plain_type = type;
+        return open_interface(object);
+      }
       Py_XDECREF(known_type);
       Py_INCREF(type);
       known_type = type;

@@ -235,7 +235,7 @@ PyObject* emitter_measured(PyObject* self, PyObject* const* args, Py_ssize_t n) 
     r.in_ids[i] = PyLong_AsLongLong(PyList_GetItem(args[2], i));
   }
   r.op_id = emitter->ring->reserve_op_id();
-  if (numbers[8] > 0) r.value_id = r.op_id << 4;
+  if (numbers[8] > 0) r.value_id = r.flags & tl::VIEW ? r.in_ids[0] : r.op_id << 4;
   make_room(emitter);
   emitter->ring->emit(r);
   for (Py_ssize_t at = 4; at < n_in; at += 4) {
