@@ -1,15 +1,13 @@
 """Every key of the application, in one table: the commands' and those of the screens alone.
 
 Keys of commands come from ``tracelens.commands.TABLE``. A user changes a key in ``pyproject.toml``
-(``[tool.tracelens.keymap]``) or ``~/.config/tracelens/keymap.toml``: ``"step" = "f11"``.
+(``[tool.tracelens.keymap]``) or ``~/.config/tracelens/config.toml`` (``[keymap]``):
+``step = "f11"``.
 """
 
 from __future__ import annotations
 
-import os
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 from textual.binding import Binding, BindingType
 
@@ -165,30 +163,11 @@ def bindings() -> list[BindingType]:
 
 
 def user_keymap() -> dict[str, str]:
-    """Return the keys that the user changed; faults in the file are passed over."""
-    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    found: dict[str, str] = {}
-    for table in (
-        _toml(home / "tracelens" / "keymap.toml"),
-        _section(_toml(Path("pyproject.toml")), "tool", "tracelens", "keymap"),
-    ):
-        found |= {name: key for name, key in table.items() if isinstance(key, str)}
-    return found
+    """Return the keys that the user changed.
 
+    Raises:
+        ConfigError: a file cannot be understood, names an unknown key, or gives one key to two.
+    """
+    from tracelens.keymap import user_keymap as read
 
-def _section(table: dict[str, object], *names: str) -> dict[str, object]:
-    for name in names:
-        inner = table.get(name)
-        table = inner if isinstance(inner, dict) else {}
-    return table
-
-
-def _toml(path: Path) -> dict[str, object]:
-    if sys.version_info < (3, 11):
-        return {}
-    import tomllib
-
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+    return read({key.id: key.keys for key in all_keys() if key.keys})
