@@ -24,10 +24,10 @@ _MAX_BYTES = 1 << 20
 
 
 def default_keys() -> dict[str, str]:
-    """Return the keys of the command table, by command."""
+    """Return the keys of the command table, by command; empty where one has none yet."""
     from tracelens.commands import TABLE
 
-    return {spec.name: spec.key for spec in TABLE if spec.key}
+    return {spec.name: spec.key for spec in TABLE if spec.only != "prompt"}
 
 
 def user_keymap(
@@ -36,7 +36,7 @@ def user_keymap(
     """Return the keys that the user changed, by command.
 
     Args:
-        defaults: all names that have a key, and that key; those of the command table if ``None``.
+        defaults: names that may have a key, and that key; the command table's if ``None``.
         directory: where to look for ``pyproject.toml`` from; the working directory if ``None``.
 
     Raises:

@@ -170,4 +170,4 @@ def user_keymap() -> dict[str, str]:
     """
     from tracelens.keymap import user_keymap as read
 
-    return read({key.id: key.keys for key in all_keys() if key.keys})
+    return read({key.id: key.keys for key in all_keys()})
