@@ -10,7 +10,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 
-import tensorflow as tf  # noqa: E402
+import tensorflow as tf
 
 # Two virtual devices for the tests of `MirroredStrategy`; to be said before the first op runs.
 tf.config.set_logical_device_configuration(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -49,7 +50,7 @@ def dump(root: str, mode: str, buffer: int = -1) -> None:
     writer = tf.debugging.experimental.enable_dump_debug_info(
         root, tensor_debug_mode=mode, circular_buffer_size=buffer
     )
-    program = {"loop": loop, "eager": eager}.get(os.path.basename(root), train)
+    program = {"loop": loop, "eager": eager}.get(Path(root).name, train)
     if buffer > 0:
         train(30)
     else:
