@@ -7,44 +7,37 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from textual.app import App
 from textual.binding import BindingType
-from textual.worker import WorkerFailed
 
 from tracelens.errors import TraceLensError
-from tracelens.events import Op, Source
 from tracelens_tui import keymap
-from tracelens_tui.actions import Actions
 from tracelens_tui.beside import Beside
-from tracelens_tui.live import Live
 from tracelens_tui.model import TraceModel, open_at
 from tracelens_tui.navigation import Navigator
-from tracelens_tui.rows import OpRows
-from tracelens_tui.screens.base import TraceScreen
-from tracelens_tui.screens.registry import SCREEN_NAMES, make_screen
 from tracelens_tui.themes import DARK, THEMES, extra_variables
 from tracelens_tui.worker import ReaderThread
 
 if TYPE_CHECKING:
+    from textual.command import Provider
+
     from tracelens.control import Stopped
     from tracelens_tui.model import Opening
-    from tracelens_tui.program import Program
 
 
-def _palette() -> type:
+def _palette() -> type[Provider]:
     """Return the palette's provider, imported when the palette is first opened."""
     from tracelens_tui.palette import CommandPalette
 
     return CommandPalette
 
 
-class TraceLensApp(Actions, Live, Beside, App[int]):
+class TraceLensApp(Beside):
     """Shows one trace, step by step, or the runs of a directory."""
 
     TITLE = "tracelens"
     CSS_PATH = "tracelens.tcss"
     ENABLE_COMMAND_PALETTE = True
-    COMMANDS: ClassVar[set[Callable[[], type]]] = {_palette}
+    COMMANDS: ClassVar[set[type[Provider] | Callable[[], type[Provider]]]] = {_palette}
     BINDINGS: ClassVar[list[BindingType]] = keymap.bindings()
 
     def __init__(
@@ -74,21 +67,12 @@ class TraceLensApp(Actions, Live, Beside, App[int]):
             self.register_theme(theme)
         self.theme = DARK.name
         self.directory = directory or (path.parent if path else Path.cwd())
-        self.model: TraceModel | None = None
-        self.navigator: Navigator | None = None
         self.paused = paused
-        self.program: Program | None = None
         self._command = command
         self._path = path
         self._at = at
         self._pages = pages
         self._opening = opening
-
-    @property
-    def rows(self) -> OpRows:
-        """The rows of the op table."""
-        assert self.model is not None and self.model.rows is not None
-        return self.model.rows
 
     def get_css_variables(self) -> dict[str, str]:
         """Return the theme's colours and ours."""
@@ -97,7 +81,10 @@ class TraceLensApp(Actions, Live, Beside, App[int]):
 
     async def on_mount(self) -> None:
         """Open what was asked for."""
-        self.set_keymap(keymap.user_keymap())
+        try:
+            self.set_keymap(keymap.user_keymap())
+        except TraceLensError as error:
+            self.say(str(error), severity="error")
         if self._path is None:
             await self.show_screen("runs")
         elif self._command:
@@ -137,7 +124,7 @@ class TraceLensApp(Actions, Live, Beside, App[int]):
             self.model.close()
             await self.drop_screens()
         self.model = TraceModel(path, pages, known)
-        self.model.start(self.call_later, self._rows_arrived)
+        self.model.start(self.call_later, self.rows_arrived)
         self.navigator = Navigator(self.model, self.progressed)
         await self.show_screen("ops")
         self.run_worker(self.read_story(), group="story", exclusive=True)
@@ -146,89 +133,6 @@ class TraceLensApp(Actions, Live, Beside, App[int]):
     def open_later(self, path: Path) -> None:
         """Open another trace, once the screen that asked for it has finished."""
         self.run_worker(self.open(path), group="open", exclusive=True)
-
-    def set_position(self, position: int, op: Op | None, frame: Source | None = None) -> None:
-        """Make an op the current one and tell the screen.
-
-        Args:
-            position: its position among all ops.
-            op: the op; ``None`` while it is being read.
-            frame: the source line to show, if it is not the op's own.
-        """
-        model = self.model
-        if model is None:
-            return
-        model.position, model.op, model.frame = position, op, frame
-        if isinstance(self.screen, TraceScreen):
-            self.screen.moved()
-
-    def say(self, text: str, *, severity: str = "information") -> None:
-        """Tell something in passing."""
-        self.notify(text, severity=severity, markup=False, timeout=4)  # type: ignore[arg-type]
-
-    def _handle_exception(self, error: Exception) -> None:
-        """Tell in place what a background reading could not read; anything else ends the app."""
-        cause = error.error if isinstance(error, WorkerFailed) else error
-        if isinstance(cause, TraceLensError):
-            self.say(str(cause), severity="error")
-        else:
-            super()._handle_exception(error)
-
-    async def read_story(self) -> None:
-        """Read findings, steps and problems, and tell the screen."""
-        assert self.model is not None
-        try:
-            await self.model.read_story()
-        except TraceLensError as error:
-            self.say(str(error), severity="error")
-            return
-        self.tell_news()
-
-    def tell_news(self) -> None:
-        """The story or the number of ops changed."""
-        if isinstance(self.screen, TraceScreen):
-            self.screen.news()
-
-    def _rows_arrived(self) -> None:
-        arrived: Callable[[], None] | None = getattr(self.screen, "rows_arrived", None)
-        if arrived is not None:
-            arrived()
-
-    async def show_screen(self, name: str) -> None:
-        """Switch to a screen by its name; it is made when it is first shown."""
-        if name != "runs" and self.model is None:
-            self.say("open a trace first")
-            return
-        if not self.is_screen_installed(name):
-            screen = make_screen(name)
-            self.install_screen(screen, name)
-        if len(self.screen_stack) == 1:
-            await self.push_screen(name)
-        elif self.screen is not self.get_screen(name):
-            await self.switch_screen(name)
-
-    async def drop_screens(self) -> None:
-        """Forget the screens of the trace that was open."""
-        for name in SCREEN_NAMES:
-            if name != "runs" and self.is_screen_installed(name):
-                screen = self.get_screen(name)
-                if self.screen is screen:
-                    await self.show_screen("runs")
-                self.uninstall_screen(name)
-                await screen.remove()
-
-    async def action_screen(self, name: str) -> None:
-        """Switch to a screen."""
-        await self.show_screen(name)
-
-    def mark_of(self, op: Op) -> str:
-        """Return what stands before an op's row: a breakpoint or a bookmark."""
-        model = self.model
-        if model is None:
-            return ""
-        if any(each.enabled and each.filter.matches(op) for each in model.breaks):
-            return "●"
-        return "'" if op.op_id in model.marks else ""
 
     def on_unmount(self) -> None:
         """End the threads, and first the search that one of them may be in."""

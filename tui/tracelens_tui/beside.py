@@ -6,16 +6,14 @@ import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from textual.app import App
-
 from tracelens.storage.manifest import SHARDS_DIR
+from tracelens_tui.live import Live
 from tracelens_tui.texts import safe
 
 _INTERVAL_S = 0.05
 
 if TYPE_CHECKING:
     from tracelens.control import Stopped
-    from tracelens_tui.model import TraceModel
     from tracelens_tui.program import Program
 
 
@@ -24,12 +22,12 @@ def _has_begun(path: Path) -> bool:
     return any((path / SHARDS_DIR).glob("*.json"))
 
 
-class Beside(App[int]):
+class Beside(Live):
     """Waits for the program's trace, tells its stops and its end."""
 
-    program: Program | None
-    model: TraceModel | None
-    paused: bool
+    async def open(self, path: Path) -> None:
+        """Open a trace; the application says how."""
+        raise NotImplementedError
 
     async def watch_program(self, path: Path, program: Program) -> None:
         """Open the trace once it is there, then wait for the end of the program."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from textual.app import App
-
 from tracelens.errors import TraceLensError
 from tracelens.storage.reader import TraceReader
+from tracelens_tui.actions import Actions
 from tracelens_tui.model import state_of
 from tracelens_tui.texts import safe
 
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from tracelens.storage.tail import News
     from tracelens_tui.follow import Follower
     from tracelens_tui.model import TraceModel
-    from tracelens_tui.rows import OpRows
 
 _MOST_UNSEALED = 4_000
 """Ops kept from the news before the snapshot is taken anew."""
@@ -25,16 +23,15 @@ _SHARE = 20
 """A new snapshot costs at most one part in this many of the time."""
 
 
-class Live(App[int]):
+class Live(Actions):
     """Follows a trace that is being written; pausing stops the screen, not the recording."""
 
-    model: TraceModel | None
-    rows: OpRows
+    _follower: Follower | None = None
+    _snapshot_due = 0.0
 
     def start_following(self) -> None:
         """Follow the trace if it is being written."""
         self._snapshot_due = 0.0
-        self._follower: Follower | None = None
         model = self.model
         if model is None or model.state != "live":
             return
@@ -47,15 +44,9 @@ class Live(App[int]):
 
     def end_following(self) -> None:
         """Stop looking for news."""
-        follower, self._follower = getattr(self, "_follower", None), None
+        follower, self._follower = self._follower, None
         if follower is not None:
             follower.close()
-
-    def stop_following(self) -> None:
-        """Stay where the cursor is; news still comes in."""
-        if self.model is not None and self.model.following:
-            self.model.following = False
-            self.tell_news()
 
     async def action_follow(self) -> None:
         """Go to the last op and, in a running trace, stay at the last."""

@@ -6,6 +6,7 @@ of rows is in memory at a time.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -96,7 +97,7 @@ def image_of(array: NDArray[Any]) -> NDArray[Any] | None:
     return None
 
 
-def _bands(flat: NDArray[Any]) -> Any:
+def _bands(flat: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
     step = max(1, _BAND_BYTES // max(flat.dtype.itemsize, 1))
     for start in range(0, flat.size, step):
         yield start, np.asarray(flat[start : start + step])
@@ -105,7 +106,8 @@ def _bands(flat: NDArray[Any]) -> Any:
 def _plain(values: NDArray[Any]) -> NDArray[Any]:
     """Return real numbers: the magnitude of complex ones, 0 and 1 of booleans."""
     if values.dtype.kind == "c":
-        return np.abs(values)
+        magnitude: NDArray[Any] = np.abs(values)
+        return magnitude
     return values.astype(np.float64 if values.dtype.kind != "f" else values.dtype, copy=False)
 
 

@@ -117,7 +117,7 @@ class OpRows:
             last_id: the largest id in it; later ops stay as they are.
         """
         # The last pages too: an op that called others is recorded after them, but stands before.
-        later = [op for op in self._tail if op is not None and op.op_id > last_id]
+        later: list[Op | None] = [op for op in self._tail if op is not None and op.op_id > last_id]
         for number in [n for n in self._pages if (n + 3) * PAGE_ROWS > self._total]:
             del self._pages[number]
         self._total = total

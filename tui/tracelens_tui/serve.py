@@ -79,11 +79,15 @@ class TokenServer(Server):
         """What to open in the browser."""
         return f"{self.public_url}/?token={self._token}"
 
-    def initialize_logging(self) -> None:
-        """Say nothing but errors."""
+    def serve(self, debug: bool = False) -> None:
+        """Answer until interrupted; the URL is told once somebody listens at it."""
         logging.getLogger("aiohttp.access").disabled = True
+        web.run_app(self._make_app(), host=self.host, port=self.port, print=self._announce)
 
     async def on_startup(self, app: web.Application) -> None:
+        """Say nothing yet: nobody listens."""
+
+    def _announce(self, *_: object) -> None:
         """Tell the URL: it is the only thing on stdout."""
         print(self.url, flush=True)  # noqa: T201
         print("ctrl+c ends the server", file=sys.stderr, flush=True)  # noqa: T201

@@ -99,8 +99,15 @@ def _lines(path: str, mtime_ns: int, size_bytes: int) -> tuple[tuple[Piece, ...]
 
 
 def _coloured(text: str) -> Iterator[Piece]:
-    from pygments.lexers.python import PythonLexer
-    from pygments.token import Comment, Keyword, Name, Number, Operator, String
+    from pygments.lexers.python import PythonLexer  # type: ignore[import-untyped]
+    from pygments.token import (  # type: ignore[import-untyped]
+        Comment,
+        Keyword,
+        Name,
+        Number,
+        Operator,
+        String,
+    )
 
     tones = (
         (Comment, "comment"),

@@ -72,11 +72,11 @@ class LanesPane(Widget, can_focus=True):
         self._step = step
         self._lane = min(self._lane, max(len(step.lanes) - 1, 0))
         for number, lane in enumerate(step.lanes):
-            places = (lane.op_ids == op_id).nonzero()[0] if op_id is not None else ()
-            if len(places) and lane.kind != "kernel":
+            places = [] if op_id is None else (lane.op_ids == op_id).nonzero()[0].tolist()
+            if places and lane.kind != "kernel":
                 self._lane = number
                 self._look_at(float(lane.starts[places[0]]))
-                self._picked = lane, int(places[0])
+                self._picked = lane, places[0]
         self.refresh()
 
     def _look_at(self, time_ns: float) -> None:

@@ -9,7 +9,7 @@ from textual.widgets import Static
 
 from tracelens.events import Op, OpFlag
 from tracelens_tui import health
-from tracelens_tui.texts import PHASE_WORDS, duration, place, safe
+from tracelens_tui.texts import duration, place, safe
 
 _FLAG_WORDS = (
     (OpFlag.INPLACE, "in place"),
@@ -67,8 +67,3 @@ class WherePane(Static, can_focus=True):
             text.append(value + "\n")
         text.right_crop(1)
         self.update(text)
-
-
-def phase_word(op: Op) -> str:
-    """Return the short word of an op's phase."""
-    return PHASE_WORDS[op.phase]
