@@ -166,7 +166,10 @@ def _examine(op: Any, depth: int) -> _Known:
     phase = _phase_of(op, place, forward)
     source, exact = place.source, place.exact and place.source is not None
     module = _module_of(op)
-    if source is None and depth:
+    if source is None and op.traceback:
+        source = _line_of_graph(op.graph)
+        exact = source is not None
+    elif source is None and depth:
         caller = _caller_of(op.graph)
         if caller is not None:
             nearest = _known(caller, depth - 1)
@@ -186,6 +189,20 @@ def _examine(op: Any, depth: int) -> _Known:
     elif not place.own:
         exact = False
     return _Known(source, exact, module or of_forward.module, phase, weakref.ref(forward))
+
+
+def _line_of_graph(graph: Any) -> Source | None:
+    """Return the line that a graph was made from.
+
+    A replica is traced on a thread of its own, whose frames do not reach the program's call.
+    """
+    while graph is not None:
+        notes = spans.known_notes(graph)
+        found = None if notes is None or notes.made_at is None else sources.line_in(notes.made_at)
+        if found is not None:
+            return found
+        graph = getattr(graph, "outer_graph", None)
+    return None
 
 
 def _caller_of(graph: Any) -> Any:

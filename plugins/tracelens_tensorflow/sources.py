@@ -125,10 +125,13 @@ def calling_line() -> Source | None:
 
     The frames are those that TensorFlow itself would give an op made here.
     """
-    trace = tf_stack.extract_stack()
+    return line_in(tf_stack.extract_stack())
+
+
+def line_in(trace: Any) -> Source | None:
+    """Return the user's innermost line in a stack trace of TensorFlow's, ``None`` without one."""
     for position in range(len(trace) - 1, -1, -1):
-        frame = trace[position]
-        source = _source_of(frame)
+        source = _source_of(trace[position])
         if source is not None:
             return source
     return None
@@ -187,4 +190,8 @@ def _part_of(file: str) -> _Part:
             return part
     if "src/metrics/" in file:
         return _Part.METRICS
-    return _Part.OPTIMIZER if "optimizer" in file else _Part.NOTHING
+    return _Part.OPTIMIZER if "optimizer" in _within_library(file) else _Part.NOTHING
+
+
+def _within_library(file: str) -> str:
+    return file.rpartition("site-packages")[2]

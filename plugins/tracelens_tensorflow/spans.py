@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeAlias
 import tensorflow as tf
 from tensorflow.python.framework import ops
 from tensorflow.python.framework.func_graph import FuncGraph
+from tensorflow.python.util import tf_stack
 
 _FIRST_ID = 2
 """Ids 0 and 1 of a graph are its source and sink, which are no operations."""
@@ -65,6 +66,7 @@ class GraphNotes:
         forward: the op whose gradient was being made when the graph was made.
         singles: what single ops belong to, by number.
         scopes: name scopes of the ``tf.Module`` objects that were entered in it.
+        made_at: TensorFlow's stack trace of where the graph was made.
         caller: a graph that calls this one, and by what name.
     """
 
@@ -74,6 +76,7 @@ class GraphNotes:
     forward: OpRef | None = None
     singles: dict[int, Single] = field(default_factory=dict)
     scopes: set[str] = field(default_factory=set)
+    made_at: Any = None
     caller: tuple[weakref.ref[Any], str] | None = None
     _found: dict[str, tuple[int, dict[int, Span]]] = field(default_factory=dict)
 
@@ -151,10 +154,10 @@ def install() -> Callable[[], None]:
     @functools.wraps(original)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        if current.layers or current.forward:
-            notes = notes_of(self)
-            notes.path = current.path()
-            notes.forward = current.forward[-1].forward if current.forward else None
+        notes = notes_of(self)
+        notes.made_at = tf_stack.extract_stack()
+        notes.path = current.path()
+        notes.forward = current.forward[-1].forward if current.forward else None
 
     FuncGraph.__init__ = __init__
 

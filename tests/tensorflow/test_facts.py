@@ -467,6 +467,24 @@ def test_keras_fit_maps_every_phase_to_the_line_of_fit() -> None:
     assert ops["TanhGrad"].module == "head"
 
 
+def test_replicas_that_keras_traces_on_threads_have_the_line_of_fit() -> None:
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, "tanh", name="head")])
+        model.compile("sgd", "mse")
+    graphs: list[Any] = []
+    from tensorflow.python.eager.polymorphic_function import transform
+
+    transform.FUNC_GRAPH_TRANSFORMS.append(graphs.append)
+    try:
+        model.fit(np.ones((4, 3)), np.ones((4, 2)), verbose=0)  # fit replicas
+    finally:
+        transform.FUNC_GRAPH_TRANSFORMS.remove(graphs.append)
+    ops = {op.type: facts.facts_of(op) for graph in graphs for op in graph.get_operations()}
+    for kind in ("Tanh", "TanhGrad", "AssignSubVariableOp"):
+        assert (marker(ops[kind]), ops[kind].exact) == ("fit replicas", True)
+    assert (ops["Tanh"].module, ops["TanhGrad"].module) == ("head", "head")
+
+
 # Sites
 
 
