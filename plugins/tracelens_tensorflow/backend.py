@@ -13,6 +13,7 @@ import tensorflow as tf
 from tracelens.discovery import ImportWatcher
 from tracelens_tensorflow import checking, eagersteps, hits, marks, native, snapshots, tensors
 from tracelens_tensorflow.calls import Call
+from tracelens_tensorflow.data import DataWatch
 from tracelens_tensorflow.doctor import UNSUPPORTED_KERAS, describe, keras_backend
 from tracelens_tensorflow.eager import EagerOps
 from tracelens_tensorflow.frontier import Level
@@ -75,6 +76,7 @@ class TensorFlowBackend:
             self._install("values", self._values.install)
         self._active = True
         self._calls = Calls(session, self._builder, self)
+        self._data = self._sentinel.data = DataWatch(session, self._recorder)
         self._keras = KerasWatch(session)
         self._scaling = self._sentinel.scaling = ScalingWatch(session)
         for part, effect in missing():
@@ -85,6 +87,7 @@ class TensorFlowBackend:
         self._install("sessions", _sessions_install, session)
         if session.config.profile:
             self._install("profile", _profile_install, session)
+        self._install("data", self._data.install)
         self._install("tapes", marks.install, self._tape_asked, self._tape_failed)
         self._install("eager ops", self._eager.install)
         self._install("functions", self._calls.install)
@@ -207,6 +210,7 @@ class TensorFlowBackend:
             self._placement.after_call(call)
             self._replayer.after_call(call)
             sinks = self._ops.take_sinks() if self._ops is not None else None
+            self._data.called(call)
             if sinks is None:
                 self._sentinel.judge(call, part, flags)
             else:

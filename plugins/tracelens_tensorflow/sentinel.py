@@ -19,6 +19,7 @@ from tracelens_tensorflow.twin import Part
 if TYPE_CHECKING:
     from tracelens.session import Session
     from tracelens_tensorflow.calls import Call
+    from tracelens_tensorflow.data import DataWatch
     from tracelens_tensorflow.replay import Outcome, Replayer
     from tracelens_tensorflow.scaling import ScalingWatch
 
@@ -41,11 +42,13 @@ class Sentinel:
     Attributes:
         hits: calls since the step began in which something was bad.
         scaling: knows of loss scaling; None if nobody does.
+        data: knows the batches of `tf.data`; None if nobody does.
     """
 
     def __init__(self, session: Session, replayer: Replayer) -> None:
         self.hits = 0
         self.scaling: ScalingWatch | None = None
+        self.data: DataWatch | None = None
         self._session = session
         self._replayer = replayer
         self._sinks = SinkFilter(session)
@@ -165,6 +168,8 @@ class Sentinel:
 
     def _report(self, call: Call, sinks: Sequence[Slot], outcome: Outcome) -> None:
         session = self._session
+        if self.data is not None:
+            self.data.tell(call)
         self._sinks.report(hits.sinks_of(call, sinks, outcome))
         session.note(
             "replay",
