@@ -45,6 +45,7 @@ from tracelens.predicates import (
     Or,
     Reads,
     Text,
+    step_bounds,
     writes,
 )
 from tracelens.storage.chunks import Chunk
@@ -117,6 +118,11 @@ class Filter:
     def mask(self, chunk: Chunk) -> Mask:
         """Return which ops of a chunk satisfy it, shape (len,)."""
         return self.node.mask(chunk)
+
+    @property
+    def steps(self) -> tuple[int | None, int | None]:
+        """The first and last training step that it can hold in; ``None`` for no bound."""
+        return step_bounds(self.node)
 
     def matches(self, op: Op) -> bool:
         """Return whether one op satisfies it."""

@@ -10,6 +10,7 @@ import operator
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import ceil, floor, isfinite
 from typing import Any, Protocol
 
 import numpy as np
@@ -275,3 +276,19 @@ QUANTITIES: dict[str, Quantity] = {
 def writes(value_id: int) -> Node:
     """Return the condition that an op wrote a value."""
     return OneOf(frozenset({value_id >> SLOT_BITS if value_id >= 0 else -1}))
+
+
+def step_bounds(node: Node) -> tuple[int | None, int | None]:
+    """Return the first and last training step that a condition can hold in, ``None``: no bound."""
+    first: int | None = None
+    last: int | None = None
+    for part in node.parts if isinstance(node, And) else (node,):
+        low = high = None
+        if isinstance(part, And):
+            low, high = step_bounds(part)
+        elif isinstance(part, Number) and part.quantity == "step" and isfinite(part.value):
+            low = floor(part.value) if part.comparison in ("=", "==", ">", ">=") else None
+            high = ceil(part.value) if part.comparison in ("=", "==", "<", "<=") else None
+        first = low if first is None or (low is not None and low > first) else first
+        last = high if last is None or (high is not None and high < last) else last
+    return first, last

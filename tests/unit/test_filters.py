@@ -181,3 +181,22 @@ def test_any_text_is_understood_or_refused_with_one_line(text: str) -> None:
         assert "\n" not in str(error).replace("\\n", "")
     else:
         condition.sql()
+
+
+@pytest.mark.parametrize(
+    ("text", "bounds"),
+    [
+        ("step:3", (3, 3)),
+        ("step:3-5 and @nan", (3, 5)),
+        ("@nan and (step>=2 and step<7)", (2, 7)),
+        ("step>1.5", (1, None)),
+        ("step:3 or step:5", (None, None)),
+        ("not step:3", (None, None)),
+        ("step!=3", (None, None)),
+        ("step>inf", (None, None)),
+    ],
+)
+def test_the_steps_of_an_expression_tell_which_files_to_leave_out(
+    text: str, bounds: tuple[int | None, int | None]
+) -> None:
+    assert filters.compile(text).steps == bounds

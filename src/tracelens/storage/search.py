@@ -66,7 +66,8 @@ class Search:
         """Find the nearest ops that satisfy a condition.
 
         Args:
-            predicate: the condition.
+            predicate: the condition; if it has an attribute ``steps`` (first and last training step
+                that it can hold in, ``None`` for no bound), files of other steps are left out.
             after: search upwards from this op id (it is left out); from the start if neither
                 ``after`` nor ``before`` is given.
             before: search downwards from this op id (it is left out).
@@ -77,6 +78,9 @@ class Search:
             progress: told between chunks.
             cancelled: asked between chunks; true ends the search.
         """
+        steps = getattr(predicate, "steps", None) or (None, None)
+        first_step = steps[0] if first_step is None else first_step
+        last_step = steps[1] if last_step is None else last_step
         back = before is not None
         if before is not None:
             low, high = (-1 if until is None else until - 1), before
@@ -104,8 +108,7 @@ class Search:
                 ids = _matches(ref, chunk, predicate, low, high)
                 nearest = ids[-limit:][::-1] if back else ids[:limit]
                 if len(nearest):
-                    merged = {*found, *nearest.tolist()}
-                    found = sorted(merged, reverse=back)[:limit]
+                    found = sorted({*found, *nearest.tolist()}, reverse=back)[:limit]
             done += ref.rows
         if progress is not None:
             progress(total, total)
