@@ -8,7 +8,8 @@ it the id of the op that wrote it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
@@ -113,13 +114,16 @@ class Recorder:
             return NO_ID
         return self.op(name, self._named_site(name), Phase.DATA, (), floats)
 
-    def forget(self) -> None:
-        """Forget every value: what comes next has nothing to do with what was."""
-        self._values.clear()
-        self._handles.clear()
+    @contextmanager
+    def from_before(self) -> Iterator[None]:
+        """What is recorded inside begins with variables that nothing recorded has written."""
+        variables = dict(self._variables)
         self._variables.clear()
-        self._tensors.parameters.clear()
         self.forget_runs()
+        try:
+            yield
+        finally:
+            self._variables = variables
 
     def forget_runs(self) -> None:
         """Forget which op of a graph ran as which op: a run of a graph begins."""

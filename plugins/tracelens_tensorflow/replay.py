@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from tracelens_tensorflow.calls import Call
     from tracelens_tensorflow.recording import Recorder
 
+_KNOWN = "_tracelens_known"
+
 Named = Mapping[int, tuple[Any, str, str]]
 """By ``id`` of a graph's tensor: itself, the kind of sink it is, its name."""
 
@@ -116,7 +118,6 @@ class Replayer:
         self.drain: Callable[[], Any] | None = None
         self._session = session
         self._recorder = recorder
-        self._known: dict[bytes, _Known] = {}
 
     def before_call(self, call: Call) -> None:
         """A function is about to run: keep its arguments, and now and then the variables."""
@@ -165,10 +166,10 @@ class Replayer:
         return outcome
 
     def _of(self, call: Call) -> _Known:
-        name = call.function.name
-        known = self._known.get(name)
+        # Kept with the function, so that it goes when the function goes.
+        known = call.function.__dict__.get(_KNOWN)
         if known is None:
-            known = self._known[name] = _survey(call)
+            known = call.function.__dict__[_KNOWN] = _survey(call)
         return known
 
     def _replay(self, call: Call, named: Named, suspects: int | None, outcome: Outcome) -> None:
@@ -188,9 +189,10 @@ class Replayer:
             entry = self._approach(entries, suspects or len(entries), outcome)
             known = self._of(entry.call)
             assert known.effects is not None
-            results, tracer = self._record(entry, known.effects, named, outcome)
-            after = Values(entry.call.args[place] for place in known.written)
-            self._see(entry.call, known, named, results, tracer, outcome)
+            with self._recorder.from_before():
+                results, tracer = self._record(entry, known.effects, named, outcome)
+                after = Values(entry.call.args[place] for place in known.written)
+                self._see(entry.call, known, named, results, tracer, outcome)
         finally:
             now.restore()
         found = compare(entry.call.result or (), results)
@@ -234,12 +236,10 @@ class Replayer:
         entry.apply()
         call = entry.call
         recorder = self._recorder
-        made = {arg._id: recorder.value_id(arg) for arg in call.args if tensors.is_float(arg)}
-        recorder.forget()
         recorder.flags = int(OpFlag.REPLAYED)
         recorder.register_parameters(_trainable(call))
         tracer = Tracer(recorder, {key: sink[0] for key, sink in named.items()})
-        tracer.begin(call.graph, call.args, made)
+        tracer.begin(call.graph, call.args)
         overrides = _given(call, effects, outcome)
         interpreter = Interpreter(tracer.on_op, overrides, skip=frozenset(effects.skip))
         results = interpreter.run(call.graph, call.args, _n_outputs(call))

@@ -25,11 +25,11 @@ COST_SHARE = 0.01
 MAX_CALLS = 200
 """Calls that are kept, at most: repeating them is what a replay costs."""
 
-MAX_REPEAT_NS = 1_000_000_000
+MAX_REPEAT_NS = 2_000_000_000
 """How long the kept calls may have taken together."""
 
-MAX_HISTORY_BYTES = 64 << 20
-"""What the arguments of the kept calls may hold together."""
+MAX_HISTORY_BYTES = 32 << 20
+"""What the arguments and batches of the kept calls may hold together."""
 
 MAX_RESULT_BYTES = 64 << 10
 """What the results of an earlier call may hold together."""
@@ -49,7 +49,7 @@ class Entry:
     Attributes:
         call: the call.
         patches: variables that something else wrote before it: handles and values.
-        size_bytes: what its arguments hold.
+        size_bytes: what its arguments and batches hold.
     """
 
     call: Any
@@ -121,6 +121,7 @@ class History:
         self.values: Values | None = None
         self.dropped = ""
         self._handles: dict[int, Any] = {}
+        self._used: dict[int, Any] = {}
         self._read: dict[int, Any] = {}
         self._dirty: dict[int, Any] = {}
         self._size_bytes = 0
@@ -142,14 +143,14 @@ class History:
             read: handles of those that it only reads.
             data: the arguments that hold values.
         """
-        self._read.update((handle._id, handle) for handle in read)
-        new = [handle for handle in written if handle._id not in self._handles]
-        for handle in new:
-            self._handles[handle._id] = handle
+        writes = {handle._id: handle for handle in written}
+        reads = {handle._id: handle for handle in read}
         if self._unfinished:
             self.restart()  # A call raised: how much of it was done is unknown.
-        if new or self.values is None or self._full():
-            self._take()
+        if self.values is None or self._full() or not writes.keys() <= self._handles.keys():
+            self._take(writes, reads)
+        self._used.update(writes)
+        self._read.update(reads)
         entry = Entry(call, size_bytes=sum(map(size_bytes, data)))
         if self._dirty:
             self._patch(entry)
@@ -177,6 +178,10 @@ class History:
             self._size_bytes -= entry.size_bytes
             self._dirty.update((handle._id, handle) for handle, _ in entry.patches)
             return
+        batches = getattr(call, "kept", {}).values()
+        extra = sum(size_bytes(t) for runs in batches for outputs in runs for t in outputs)
+        self.entries[-1].size_bytes += extra
+        self._size_bytes += extra
         self._spent_ns += took_ns
         mean_ns = max(self._spent_ns / len(self.entries), 1.0)
         wanted = self._cost_ns / (COST_SHARE * mean_ns)
@@ -214,13 +219,6 @@ class History:
         self.entries.clear()
         self._latest = None
 
-    def forget(self) -> None:
-        """Let go of everything."""
-        self.restart()
-        self._handles.clear()
-        self._read.clear()
-        self._dirty.clear()
-
     @property
     def handles(self) -> list[Any]:
         """The variables that the calls write."""
@@ -229,10 +227,16 @@ class History:
     def _full(self) -> bool:
         return len(self.entries) >= self._every or self._size_bytes > MAX_HISTORY_BYTES
 
-    def _take(self) -> None:
+    def _take(self, writes: dict[int, Any], reads: dict[int, Any]) -> None:
+        """Take a snapshot before a call: of what it and the calls since the last one use."""
         self.entries.clear()
         self.values = None
         self._dirty.clear()
+        # What no call uses any more may be a model that the program has let go of.
+        used = {**self._used, **self._read, **reads}
+        outside = {key: handle for key, handle in self._handles.items() if key in used}
+        self._handles = {**outside, **self._used, **writes}
+        self._used, self._read = {}, {}
         self._size_bytes = self._spent_ns = 0
         self.dropped = ""
         started = time.perf_counter_ns()

@@ -64,22 +64,14 @@ class Tracer:
         self._recorded = 0
         self._told: set[int] = set()
 
-    def begin(self, graph: Any, args: Sequence[Any], made: Mapping[int, int]) -> None:
+    def begin(self, graph: Any, args: Sequence[Any]) -> None:
         """The graph is about to run.
 
         Args:
             graph: the graph.
             args: its arguments; those that no recorded op wrote are the step's input.
-            made: value ids of those that eager ops wrote, by ``_id``.
         """
-        unknown = []
-        for arg in args:
-            value_id = made.get(arg._id, NO_ID)
-            if value_id >= 0:
-                self._recorder.adopt(arg, value_id)
-            elif tensors.is_float(arg):
-                unknown.append(arg)
-        self._recorder.register_data(unknown)
+        self._recorder.register_data([arg for arg in args if self._recorder.value_id(arg) < 0])
         for placeholder, arg in zip(graph.inputs, args, strict=False):
             if tensors.is_bad(arg):
                 self._bad.add(arg._id)

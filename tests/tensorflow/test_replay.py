@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -265,13 +267,82 @@ def test_a_replay_changes_nothing_of_the_program(tmp_path: Path) -> None:
         np.testing.assert_array_equal(one, other)
 
 
-def test_what_cannot_be_run_again_is_said(tmp_path: Path) -> None:
-    @tf.function
+def test_what_comes_out_differently_is_said(tmp_path: Path) -> None:
+    @tf.function(jit_compile=True)
     def step(x: Any) -> Any:
         for _ in tf.range(2):
-            x = x + tf.ensure_shape(tf.numpy_function(lambda v: v * 0, [x], tf.float32), [])
+            x = x - tf.random.uniform([])
         return tf.math.log(x)
 
     told = traced(lambda: step(tf.constant(-1.0)), tmp_path)
-    assert told.findings
-    assert "replay impossible: what PyFunc" in told.notes[0]
+    assert told.cause["op"] == "Log" and not told.findings[0]["exact"]
+    assert "RandomUniform" in told.findings[0]["doubts"][0]
+
+
+def test_a_call_that_raised_is_not_repeated(tmp_path: Path) -> None:
+    w = tf.Variable(1.0)
+
+    @tf.function
+    def step(x: Any) -> Any:
+        w.assign_add(1.0)
+        tf.debugging.assert_less(x, 5.0)
+        w.assign_add(1.0)
+        return tf.math.log(-w * x)  # after an error
+
+    def program() -> None:
+        step(tf.constant(-1.0))
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            step(tf.constant(7.0))
+        step(tf.constant(-1.0))
+        step(tf.constant(1.0))
+
+    told = traced(program, tmp_path)
+    told.names("Log", "after an error")
+    assert "replay equal" in told.notes[0], told.notes
+
+
+def test_values_that_were_recorded_before_a_replay_are_known_after_it(tmp_path: Path) -> None:
+    @tf.function
+    def step(x: Any) -> Any:
+        return tf.reduce_sum(tf.math.log(x))
+
+    def program() -> None:
+        x = tf.sqrt(tf.constant([-4.0, 4.0]))  # before the calls
+        step(tf.constant([-1.0]))
+        tl.check(x, "x")
+
+    with pytest.raises(tl.NonFiniteError) as raised:
+        traced(program, tmp_path)
+    cause = raised.value.report["first_cause"]
+    assert cause["source"]["line"] == line_of("before the calls")
+
+
+def test_models_that_the_program_lets_go_of_are_not_kept_alive(tmp_path: Path) -> None:
+    def train() -> weakref.ref[Any]:
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+
+        @tf.function
+        def step(x: Any) -> Any:
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(model(x) ** 2)
+            for v, g in zip(
+                model.trainable_variables,
+                tape.gradient(loss, model.trainable_variables),
+                strict=True,
+            ):
+                v.assign_sub(0.01 * g)
+            return loss
+
+        for _ in range(3):
+            step(tf.ones([1, 2]))
+        return weakref.ref(model.trainable_variables[0].value.handle)
+
+    def program() -> None:
+        first = train()
+        for _ in range(3):
+            train()
+            keras.backend.clear_session()
+            gc.collect()
+        assert first() is None
+
+    assert not traced(program, tmp_path).findings
