@@ -447,3 +447,25 @@ def test_a_broken_hook_is_a_note_and_training_goes_on(
     with guard(tmp_path / "b") as session:
         assert np.isfinite(step(good()).numpy()).all()
     assert any("broken on purpose" in message for message in notes(session, "hook_failed"))
+
+
+def test_a_function_traced_before_can_be_traced_again_to_know_its_loss(tmp_path: Path) -> None:
+    from tracelens_tensorflow import retrace
+
+    weight = tf.Variable([0.5, 0.5])
+
+    @tf.function
+    def train_step(x):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(tf.math.log(x) * weight)  # here
+        weight.assign_sub(0.1 * tape.gradient(loss, weight))
+
+    train_step(good())
+    with guard(tmp_path) as session:
+        retrace(train_step)
+        train_step(bad())
+    first = errors(session)[0]
+    assert code_of(first).endswith("# here")
+    assert first["sink"]["sink"] == "loss"
+    with pytest.raises(tl.TraceLensError, match=r"no tf\.function"):
+        retrace(len)
