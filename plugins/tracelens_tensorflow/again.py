@@ -22,11 +22,15 @@ def retrace(function: Any) -> None:
 
     Examples:
         >>> import tensorflow as tf
-        >>> double = tf.function(lambda x: 2.0 * x)
-        >>> float(double(tf.constant(1.0))), double.experimental_get_tracing_count()
-        (2.0, 1)
+        >>> traced = []
+        >>> @tf.function(autograph=False)
+        ... def double(x):
+        ...     traced.append(x.dtype.name)
+        ...     return 2.0 * x
+        >>> float(double(tf.constant(1.0)) + double(tf.constant(2.0))), len(traced)
+        (6.0, 1)
         >>> retrace(double)
-        >>> float(double(tf.constant(1.0))), double.experimental_get_tracing_count()
+        >>> float(double(tf.constant(1.0))), len(traced)
         (2.0, 2)
     """
     if hasattr(function, "make_train_function"):
