@@ -131,7 +131,7 @@ def hit(name: str, jit: bool) -> None:
 def keep(name: str, steps: int) -> None:
     """Print what keeping calls costs, as a ratio of CPU times in turns."""
     from tracelens_tensorflow import calls
-    from tracelens_tensorflow.snapshots import History
+    from tracelens_tensorflow.replay import Replayer
 
     model, x, y = model_of(name, 1 << 30)
     optimizer = keras.optimizers.Adam(1e-3)
@@ -149,7 +149,7 @@ def keep(name: str, steps: int) -> None:
     x, y = tf.constant(x), tf.constant(y)
     concrete = step.get_concrete_function(x, y)
     function, args = concrete._inference_function, [x, y, *concrete.captured_inputs]
-    replayer = _replayer(History())
+    replayer = Replayer(None, None)  # type: ignore[arg-type]
 
     def kept() -> None:
         call = calls.Call(function, list(args), 0)
@@ -172,18 +172,11 @@ def keep(name: str, steps: int) -> None:
             times[way].append((time.process_time() - started) / BLOCK)
     medians = {way: statistics.median(found) for way, found in times.items()}
     means = {way: statistics.fmean(found) for way, found in times.items()}
+    median, mean = (found["kept"] / found["plain"] for found in (medians, means))
     print(
-        f"{name:5} plain {medians['plain'] * 1e3:7.2f} ms  kept x{medians['kept'] / medians['plain']:.3f}"
-        f" (means x{means['kept'] / means['plain']:.3f}), snapshot each {replayer.history._every} calls"
+        f"{name:5} plain {medians['plain'] * 1e3:7.2f} ms, kept x{median:.3f} (means x{mean:.3f}), "
+        f"a snapshot each {replayer.history.every} calls"
     )
-
-
-def _replayer(history: Any) -> Any:
-    from tracelens_tensorflow.replay import Replayer
-
-    replayer = Replayer(None, None)  # type: ignore[arg-type]
-    replayer.history = history
-    return replayer
 
 
 def main() -> None:

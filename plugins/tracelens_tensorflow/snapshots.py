@@ -113,6 +113,7 @@ class History:
     Attributes:
         entries: the calls, oldest first.
         values: the variables before the first of them; ``None`` before the first snapshot.
+        every: calls from one snapshot to the next.
         dropped: why the present call cannot be repeated from a known state; empty if it can.
     """
 
@@ -128,7 +129,7 @@ class History:
         self._cost_ns = 0.0
         self._spent_ns = 0
         self._began_ns = 0
-        self._every = 1
+        self.every = 1
         self._latest: Entry | None = None
         self._unfinished = False
 
@@ -185,7 +186,7 @@ class History:
         self._spent_ns += took_ns
         mean_ns = max(self._spent_ns / len(self.entries), 1.0)
         wanted = self._cost_ns / (COST_SHARE * mean_ns)
-        self._every = int(max(1, min(wanted, MAX_CALLS, MAX_REPEAT_NS / mean_ns)))
+        self.every = int(max(1, min(wanted, MAX_CALLS, MAX_REPEAT_NS / mean_ns)))
 
     def until(self, call: Any) -> list[Entry]:
         """Return the calls to repeat, the given one last.
@@ -225,7 +226,7 @@ class History:
         return list(self._handles.values())
 
     def _full(self) -> bool:
-        return len(self.entries) >= self._every or self._size_bytes > MAX_HISTORY_BYTES
+        return len(self.entries) >= self.every or self._size_bytes > MAX_HISTORY_BYTES
 
     def _take(self, writes: dict[int, Any], reads: dict[int, Any]) -> None:
         """Take a snapshot before a call: of what it and the calls since the last one use."""
