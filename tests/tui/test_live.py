@@ -187,3 +187,19 @@ def test_a_run_of_the_list_opens_and_another_takes_its_place(nan_trace: Path) ->
             await shows(pilot, "✓ clean")
 
     run(None, script, directory=nan_trace.parent)
+
+
+def test_K_goes_to_the_next_rank_of_a_run(tmp_path: Path) -> None:
+    for rank in (0, 1):
+        trace = TraceBuilder(tmp_path / "ranks.tltrace", rank=rank, world_size=2)
+        trace.op(f"aten::of_rank_{rank}")
+        trace.close()
+
+    async def script(pilot: Pilot[int]) -> None:
+        await shows(pilot, "rank 0 of 0-1", "aten::of_rank_0")
+        await press(pilot, "K")
+        await shows(pilot, "rank 1 of 0-1", "aten::of_rank_1")
+        await press(pilot, "K")
+        await shows(pilot, "rank 0 of 0-1", "aten::of_rank_0")
+
+    run(trace.path, script)

@@ -130,9 +130,18 @@ class TraceLensApp(Beside):
         self.run_worker(self.read_story(), group="story", exclusive=True)
         self.start_following()
 
-    def open_later(self, path: Path) -> None:
-        """Open another trace, once the screen that asked for it has finished."""
-        self.run_worker(self.open(path), group="open", exclusive=True)
+    def open_later(self, path: Path, rank: int | None = None) -> None:
+        """Open another trace or rank, once the screen that asked for it has finished."""
+        self.run_worker(self.open(path, rank=rank), group="open", exclusive=True)
+
+    def action_next_rank(self) -> None:
+        """Show the ops of the next rank of the run."""
+        model = self.model
+        if model is None or len(model.ranks) < 2:
+            self.say("this run has one rank only" if model else "open a trace first")
+            return
+        at = model.ranks.index(model.rank) if model.rank in model.ranks else -1
+        self.open_later(model.path, model.ranks[(at + 1) % len(model.ranks)])
 
     def on_unmount(self) -> None:
         """End the threads, and first the search that one of them may be in."""

@@ -52,6 +52,7 @@ _SCREEN_KEYS = (
     Key("line", "colon", "prompt(':')", "type a command"),
     Key("filter.clear", "F", "clear_filter", "show all ops again"),
     Key("follow", "G", "follow", "the last op; follow a live trace"),
+    Key("rank.next", "K", "next_rank", "the next rank (process) of the run"),
     Key("pane.next", "tab", "app.focus_next", "next pane"),
     Key("pane.previous", "shift+tab", "app.focus_previous", "previous pane"),
     Key("screenshot", "f8", "shot", "save a picture of the screen (SVG)"),

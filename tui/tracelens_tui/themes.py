@@ -60,7 +60,7 @@ def extra_variables(theme: Theme, known: dict[str, str]) -> dict[str, str]:
         background of a cursor line without focus; plain colours, since a strip of text cannot be
         translucent.
     """
-    if theme.ansi:
+    if getattr(theme, "ansi", False):
         return {"quiet": "ansi_bright_black", "rule": "ansi_bright_black", "here": "ansi_default"}
     background = Color.parse(known["background"])
     foreground = Color.parse(known["foreground"])

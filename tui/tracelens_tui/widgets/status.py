@@ -37,7 +37,7 @@ class Status(Static):
             return
         text.append(f"  {fit(safe(model.path.name), 28)}")
         if len(model.ranks) > 1:
-            text.append(f"  rank {model.rank}/{len(model.ranks)}")
+            text.append(f"  rank {model.rank} of {model.ranks[0]}-{model.ranks[-1]}")
         if model.op is not None:
             text.append(f"  step {model.op.step}")
         total = model.total
