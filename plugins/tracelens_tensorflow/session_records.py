@@ -5,17 +5,16 @@ from __future__ import annotations
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tracelens import stats
-from tracelens.events import NO_ID, OpFlag, Phase, Stats
+from tracelens.events import NO_ID, OpFlag, Phase
 from tracelens.judge import user_frame
 from tracelens.oprecords import OpRun, OpWriter, thread_id, value_of
 from tracelens.userframes import source_at, source_keys
 from tracelens_tensorflow.session_functions import Functions
+from tracelens_tensorflow.session_held import Held, HeldTensors, is_bad
 from tracelens_tensorflow.session_known import KnownOp, Slot, known_ops, short_device
 from tracelens_tensorflow.session_plan import Plan
 
@@ -27,77 +26,6 @@ _HIT = int(OpFlag.CHECKED | OpFlag.HIT)
 
 FEED = "feed"
 """Name of the op of phase ``data`` that stands for a fed placeholder."""
-
-
-@dataclass(slots=True, eq=False)
-class Held:
-    """What a tensor held.
-
-    Attributes:
-        array: its values, ``None`` if they were not fetched.
-        device: where it was.
-        parameter: it is a trainable variable's value.
-        dtype: its dtype, where nothing was fetched.
-        sizes: its shape, where nothing was fetched but the graph tells.
-    """
-
-    array: Any
-    device: str = ""
-    parameter: bool = False
-    dtype: str = ""
-    sizes: tuple[int, ...] | None = None
-    _stats: Stats | None = None
-    _measured: bool = False
-
-    def measure(self) -> Stats | None:
-        """Return its statistics, ``None`` if it holds no floats; measured once."""
-        if not self._measured:
-            self._measured = True
-            floats = as_floats(self.array)
-            self._stats = stats.measure(floats) if floats is not None else None
-        return self._stats
-
-
-class HeldTensors:
-    """Reads arrays for the core's op writer."""
-
-    def layout_of(self, tensor: Held) -> list[Any] | None:
-        """Return ``[dtype, [sizes], device]``, ``None`` where nothing is known."""
-        array = tensor.array
-        if not isinstance(array, np.ndarray | np.generic):
-            if not tensor.dtype:
-                return None
-            sizes = None if tensor.sizes is None else list(tensor.sizes)
-            return [tensor.dtype, sizes, tensor.device]
-        return [_name_of(array.dtype), list(array.shape), tensor.device]
-
-    def measure(self, tensor: Held) -> Stats | None:
-        """Return the statistics of an array of floats."""
-        return tensor.measure()
-
-    def first_bad(self, tensor: Held) -> tuple[int, ...]:
-        """Return the flat indices of its first NaN or Inf elements."""
-        array = as_floats(tensor.array)
-        return stats.first_bad(array) if array is not None else ()
-
-    def is_parameter(self, tensor: Held) -> bool:
-        """Tell whether it is a trainable variable's value."""
-        return tensor.parameter
-
-
-def as_floats(value: Any) -> Any:
-    """Return an array that can be measured, ``None`` for what holds no floats.
-
-    NumPy itself has no bfloat16: such an array is widened.
-    """
-    if not isinstance(value, np.ndarray | np.generic) or not value.size:
-        return None
-    array = np.asarray(value)
-    if array.dtype.kind in "fc":
-        return array
-    if array.dtype.name.startswith(("bfloat16", "float8")):
-        return array.astype(np.float32)
-    return None
 
 
 @dataclass
@@ -112,6 +40,7 @@ class Execution:
         after: and after it.
         step: its step.
         devices: device of each op by name, where known.
+        in_loops: of an op that ends a TF1 loop, the op within that made its value bad.
         looks_inside: run the functions of its calls, branches and loops once more, op by op.
         times: ``(start_ns, duration_ns)`` of each op by name, where measured.
         flags: further ``OpFlag`` bits of every op.
@@ -127,6 +56,7 @@ class Execution:
     step: int = 0
     devices: Mapping[str, str] = field(default_factory=dict)
     times: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    in_loops: Mapping[Any, Any] = field(default_factory=dict)
     looks_inside: bool = False
     flags: int = 0
     source: Mapping[str, Any] = field(default_factory=dict)
@@ -203,11 +133,31 @@ class _Recording:
                 continue
             if known.reads is not None:
                 self._read(known, known.reads)
+            elif op in self._run.in_loops:
+                self._end_of_loop(known, self._known.get(self._run.in_loops[op]))
             elif functions is None or not self._looked_into(op, known, functions):
                 self._op_ids[op] = self._op(known)
         if functions is not None:
             functions.close()
         return self._ids
+
+    def _end_of_loop(self, known: KnownOp, culprit: KnownOp | None) -> None:
+        """Record the op within a loop that made its result bad, and the result as its value."""
+        if culprit is None:
+            self._op(known)
+            return
+        op_id: int = self._session.writer.reserve_op_id()
+        forward = self._op_ids.get(culprit.forward, NO_ID)
+        flags = culprit.flags | int(OpFlag.UNSEEN_INPUTS)
+        slot = known.outputs[0]
+        held = Held(self._run.values.get(slot.name), known.device, False, slot.dtype, slot.sizes)
+        run = OpRun(
+            op_id, flags | _flags([held]), culprit.phase, culprit.site, forward, tid=self._tid,
+            start_ns=self._out.now_ns(), outputs=[(held, value_of(op_id, 0))],
+        )  # fmt: skip
+        self._out.op(run, full=True)
+        self._ids[slot.name] = value_of(op_id, 0)
+        self._held[slot.name] = held
 
     def _looked_into(self, op: Any, known: KnownOp, functions: Functions) -> bool:
         """Record what an op runs in its own place, if that is worth it and can be done."""
@@ -345,12 +295,6 @@ class _Recording:
         return held, self._ids.get(slot.name, NO_ID)
 
 
-def is_bad(array: Any) -> bool:
-    """Tell whether an array holds a NaN or Inf."""
-    floats = as_floats(array)
-    return floats is not None and stats.check(floats) == 1
-
-
 def _flags(outputs: list[Held]) -> int:
     flags = 0
     for held in outputs:
@@ -358,11 +302,6 @@ def _flags(outputs: list[Held]) -> int:
         if found is not None:
             flags |= _HIT if found.nonfinite else _CHECKED
     return flags
-
-
-@cache
-def _name_of(dtype: np.dtype[Any]) -> str:
-    return dtype.name
 
 
 def _trainable(graph: Any) -> set[str]:

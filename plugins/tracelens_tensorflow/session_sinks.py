@@ -10,9 +10,10 @@ import numpy as np
 
 from tracelens import stats
 from tracelens.events import NO_ID, SLOT_BITS
+from tracelens_tensorflow.session_copy import Look
+from tracelens_tensorflow.session_held import as_floats, is_bad
 from tracelens_tensorflow.session_plan import Plan
-from tracelens_tensorflow.session_records import as_floats, is_bad
-from tracelens_tensorflow.session_replay import Look, Rerun
+from tracelens_tensorflow.session_replay import Rerun
 
 Sink = dict[str, Any]
 

@@ -18,12 +18,14 @@ from tracelens.events import NO_ID, OpFlag
 from tracelens.sinks import SinkFilter
 from tracelens_tensorflow import session_checks as checks
 from tracelens_tensorflow import session_sinks as sinks
+from tracelens_tensorflow.session_copy import Look
 from tracelens_tensorflow.session_full import FullRecords
+from tracelens_tensorflow.session_held import is_bad
 from tracelens_tensorflow.session_history import History, Run, kept_feeds
 from tracelens_tensorflow.session_hooks import Hooks, RunIt, ours
 from tracelens_tensorflow.session_plan import Plan, make_plan
-from tracelens_tensorflow.session_records import Execution, Recorder, caller_keys, is_bad
-from tracelens_tensorflow.session_replay import Look, Rerun, rerun
+from tracelens_tensorflow.session_records import Execution, Recorder, caller_keys
+from tracelens_tensorflow.session_replay import Rerun, rerun
 from tracelens_tensorflow.session_times import Timed
 
 if TYPE_CHECKING:
@@ -329,6 +331,7 @@ class SessionWatch:
                 look.before,
                 look.after,
                 look.run.step,
+                in_loops=look.in_loops,
                 looks_inside=True,
                 flags=int(OpFlag.REPLAYED),
                 source=caller_keys(),
