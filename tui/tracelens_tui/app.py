@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -127,6 +128,11 @@ class TraceLensApp(Beside):
         self.model.start(self.call_later, self.rows_arrived)
         self.navigator = Navigator(self.model, self.progressed)
         await self.show_screen("ops")
+        self.call_after_refresh(self._opened)
+
+    def _opened(self) -> None:
+        """The first rows are drawn: now the rest."""
+        gc.enable()
         self.run_worker(self.read_story(), group="story", exclusive=True)
         self.start_following()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,8 @@ def start(
         from tracelens_tui.app import TraceLensApp
 
         return TraceLensApp(directory=Path(path).absolute() if path else None).run() or 0
+    # Importing makes many objects and no rubbish; the application collects again once it is drawn.
+    gc.disable()
     pages = ReaderThread(path, "tracelens-pages")
     readable = pages.submit(lambda reader: None)
     opening = pages.submit(partial(_open, at=at))
@@ -40,6 +43,7 @@ def start(
     try:
         readable.result()
     except BaseException:
+        gc.enable()
         pages.close()
         raise
     app = TraceLensApp(Path(path).absolute(), pages=pages, opening=opening, paused=paused)
