@@ -12,6 +12,7 @@ import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import is_
 from typing import TYPE_CHECKING, Any
 
 from tracelens.events import NO_ID, OpFlag
@@ -90,13 +91,25 @@ class Outcome:
 
 @dataclass
 class _Known:
-    """What a function's calls have in common."""
+    """What a function's calls have in common.
+
+    Attributes:
+        effects: of the graph, ``None`` if it cannot be run op by op.
+        reason: why it cannot.
+        written: places of the arguments that are handles of variables it writes.
+        read: of those that it only reads.
+        data: of those that hold values.
+        used: the handles of the last call, as the history knows them.
+        generation: when the history was told of them.
+    """
 
     effects: Effects | None
     reason: str
     written: tuple[int, ...] = ()
     read: tuple[int, ...] = ()
     data: tuple[int, ...] = ()
+    used: list[Any] = field(default_factory=list)
+    generation: int = -1
 
 
 class Replayer:
@@ -124,11 +137,13 @@ class Replayer:
         known = self._of(call)
         if known.effects is None:
             return
-        args = call.args
-        written, read, data = (
-            [args[place] for place in places] for places in (known.written, known.read, known.data)
-        )
-        self.history.before(call, written, read, data)
+        history, args = self.history, call.args
+        used = [args[place] for place in known.written + known.read]
+        if known.generation != history.generation or not all(map(is_, used, known.used)):
+            count = len(known.written)
+            history.uses(used[:count], used[count:])
+            known.used, known.generation = used, history.generation
+        history.before(call, [args[place] for place in known.data])
 
     def after_call(self, call: Call) -> None:
         """It ran, or raised."""

@@ -114,6 +114,7 @@ class History:
         entries: the calls, oldest first.
         values: the variables before the first of them; ``None`` before the first snapshot.
         every: calls from one snapshot to the next.
+        generation: how many snapshots were taken.
         dropped: why the present call cannot be repeated from a known state; empty if it can.
     """
 
@@ -130,28 +131,35 @@ class History:
         self._spent_ns = 0
         self._began_ns = 0
         self.every = 1
+        self.generation = 0
         self._latest: Entry | None = None
         self._unfinished = False
 
-    def before(
-        self, call: Any, written: Iterable[Any], read: Iterable[Any], data: Iterable[Any]
-    ) -> None:
+    def uses(self, written: Iterable[Any], read: Iterable[Any]) -> None:
+        """Tell which variables the next call uses; once between snapshots is enough.
+
+        Args:
+            written: handles of the variables that it writes.
+            read: handles of those that it only reads.
+        """
+        writes = {handle._id: handle for handle in written}
+        if not writes.keys() <= self._handles.keys():
+            self.restart()
+            self._handles.update(writes)
+        self._used.update(writes)
+        self._read.update((handle._id, handle) for handle in read)
+
+    def before(self, call: Any, data: Iterable[Any]) -> None:
         """A call is about to be made.
 
         Args:
             call: the call.
-            written: handles of the variables that it writes.
-            read: handles of those that it only reads.
             data: the arguments that hold values.
         """
-        writes = {handle._id: handle for handle in written}
-        reads = {handle._id: handle for handle in read}
         if self._unfinished:
             self.restart()  # A call raised: how much of it was done is unknown.
-        if self.values is None or self._full() or not writes.keys() <= self._handles.keys():
-            self._take(writes, reads)
-        self._used.update(writes)
-        self._read.update(reads)
+        if self.values is None or self._full():
+            self._take()
         entry = Entry(call, size_bytes=sum(map(size_bytes, data)))
         if self._dirty:
             self._patch(entry)
@@ -179,10 +187,11 @@ class History:
             self._size_bytes -= entry.size_bytes
             self._dirty.update((handle._id, handle) for handle, _ in entry.patches)
             return
-        batches = getattr(call, "kept", {}).values()
-        extra = sum(size_bytes(t) for runs in batches for outputs in runs for t in outputs)
-        self.entries[-1].size_bytes += extra
-        self._size_bytes += extra
+        if call.kept:
+            batches = call.kept.values()
+            extra = sum(size_bytes(t) for runs in batches for outputs in runs for t in outputs)
+            self.entries[-1].size_bytes += extra
+            self._size_bytes += extra
         self._spent_ns += took_ns
         mean_ns = max(self._spent_ns / len(self.entries), 1.0)
         wanted = self._cost_ns / (COST_SHARE * mean_ns)
@@ -228,16 +237,18 @@ class History:
     def _full(self) -> bool:
         return len(self.entries) >= self.every or self._size_bytes > MAX_HISTORY_BYTES
 
-    def _take(self, writes: dict[int, Any], reads: dict[int, Any]) -> None:
-        """Take a snapshot before a call: of what it and the calls since the last one use."""
+    def _take(self) -> None:
         self.entries.clear()
         self.values = None
         self._dirty.clear()
         # What no call uses any more may be a model that the program has let go of.
-        used = {**self._used, **self._read, **reads}
-        outside = {key: handle for key, handle in self._handles.items() if key in used}
-        self._handles = {**outside, **self._used, **writes}
+        self._handles = {
+            key: handle
+            for key, handle in self._handles.items()
+            if key in self._used or key in self._read
+        }
         self._used, self._read = {}, {}
+        self.generation += 1
         self._size_bytes = self._spent_ns = 0
         self.dropped = ""
         started = time.perf_counter_ns()
