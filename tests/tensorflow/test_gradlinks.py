@@ -150,7 +150,7 @@ def test_ops_in_a_loop_in_a_loop() -> None:
 
 def test_ops_in_branches() -> None:
     def f(x: Any) -> Any:
-        if tf.reduce_sum(x) > 0:  # noqa: SIM108
+        if tf.reduce_sum(x) > 0:
             x = tf.sqrt(x)  # sqrt
         else:
             x = tf.tanh(x)  # tanh
@@ -162,7 +162,7 @@ def test_ops_in_branches() -> None:
 def test_ops_in_a_branch_in_a_loop() -> None:
     def f(x: Any) -> Any:
         for i in tf.range(3):
-            if i > 1:  # noqa: SIM108
+            if i > 1:
                 x = tf.sqrt(x)  # sqrt
             else:
                 x = tf.tanh(x)  # tanh
