@@ -132,7 +132,8 @@ class Hooks:
         watcher = self._watcher
 
         def closing(self: Any) -> None:
-            watcher.closing(self)
+            if not getattr(_thread, "busy", False):
+                watcher.closing(self)
             close(self)
 
         return closing
@@ -141,8 +142,9 @@ class Hooks:
 @contextmanager
 def ours() -> Iterator[None]:
     """Let runs of this thread pass unwatched."""
+    before = getattr(_thread, "busy", False)
     _thread.busy = True
     try:
         yield
     finally:
-        _thread.busy = False
+        _thread.busy = before
