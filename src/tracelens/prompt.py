@@ -129,6 +129,9 @@ def converse(context: Context, *, color: bool, script: Iterable[str] | None = No
 def _leave(context: Context, request: str) -> int:
     if request != "tui":
         return EXIT_OK
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        sys.stderr.write("tracelens: the terminal interface needs a terminal\n")
+        return EXIT_USAGE
     from tracelens.faces import load_face
 
     return load_face("tui")(str(context.cursor.reader.path), at=context.cursor.op_id)

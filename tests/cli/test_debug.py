@@ -61,6 +61,12 @@ def test_a_line_that_is_refused_ends_a_script_with_the_code_of_wrong_usage(trace
     assert "aten" not in done.stdout
 
 
+def test_a_script_cannot_open_the_terminal_interface(trace: Path) -> None:
+    done = debug(trace, "-c", "tui")
+    assert done.returncode == 2
+    assert "needs a terminal" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
