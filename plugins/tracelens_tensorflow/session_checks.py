@@ -24,22 +24,23 @@ _FALSE_ALARMS = 3
 """Sums that overflowed although nothing was bad, before only NaN counts as an alarm."""
 
 
-class Checks:
-    """The checks of all graphs."""
+_ON_GRAPH = "_tracelens_checks"
 
-    def __init__(self) -> None:
-        self._graphs: weakref.WeakKeyDictionary[Any, GraphChecks] = weakref.WeakKeyDictionary()
 
-    def add(self, session: Any, plan: Plan) -> None:
-        """Make the check of a plan, which becomes the beginning of its ``extra``."""
-        if _is_sealed(session):
-            _fetch_as_is(plan)
-        else:
-            checks = self._graphs.get(plan.graph)
-            if checks is None:
-                checks = self._graphs[plan.graph] = GraphChecks(plan.graph)
-            checks.add(plan)
-        plan.extra = [*plan.extra, *plan.sources]
+def add_check(session: Any, plan: Plan) -> None:
+    """Make the check of a plan, which becomes the beginning of its ``extra``.
+
+    What was put into a graph stays with it: a later recording uses it again.
+    """
+    if _is_sealed(session):
+        _fetch_as_is(plan)
+    else:
+        checks = getattr(plan.graph, _ON_GRAPH, None)
+        if checks is None:
+            checks = GraphChecks(plan.graph)
+            setattr(plan.graph, _ON_GRAPH, checks)
+        checks.add(plan)
+    plan.extra = [*plan.extra, *plan.sources]
 
 
 class GraphChecks:
@@ -52,6 +53,7 @@ class GraphChecks:
     def __init__(self, graph: Any) -> None:
         self._graph = graph
         self._sums: dict[Any, Any] = {}
+        self._packed: dict[tuple[str, ...], Any] = {}
         self._axes: dict[int, Any] = {}
         _hide_from_exports(graph)
 
@@ -59,7 +61,10 @@ class GraphChecks:
         """Make the check of a plan's frontier; the plan's ``extra`` begins with it."""
         with _outside(self._graph):
             sums = [self._sum_of(watched.tensor) for watched in plan.frontier]
-            plan.extra = [gen_array_ops.pack(sums, axis=0)]
+            key = tuple(total.name for total in sums)
+            if key not in self._packed:
+                self._packed[key] = gen_array_ops.pack(sums, axis=0)
+            plan.extra = [self._packed[key]]
         plan.checked, plan.packed = 1, True
 
     def _sum_of(self, tensor: Any) -> Any:

@@ -69,6 +69,7 @@ class Plan:
         loose_sources: ops of that kind whose outputs cannot be fetched.
         frontier: what is checked.
         is_step: it trains: it updates a variable from the variable's old value.
+        known: what is true of its ops in every run, by op; ``None`` until asked for.
         extra: what is fetched besides, sources last.
         others: the other floats, for capture levels that keep every op; ``None`` until asked for.
         checked: how many of ``extra`` are there for the check.
@@ -88,6 +89,7 @@ class Plan:
     loose_sources: list[Any] = field(default_factory=list)
     frontier: list[Watched] = field(default_factory=list)
     is_step: bool = False
+    known: dict[Any, Any] | None = None
     extra: list[Any] = field(default_factory=list)
     others: list[Any] | None = None
     checked: int = 0

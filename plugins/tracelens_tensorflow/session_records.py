@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -74,8 +73,6 @@ class Recorder:
         self._session = session
         self._writer = OpWriter(session.writer, HeldTensors())
         self._variable_ids: dict[Any, int] = {}
-        self._known: weakref.WeakKeyDictionary[Plan, dict[Any, KnownOp]]
-        self._known = weakref.WeakKeyDictionary()
 
     def forget(self, variables: Any) -> None:
         """Variables were written by something that is not recorded."""
@@ -84,10 +81,10 @@ class Recorder:
 
     def record(self, execution: Execution) -> dict[str, int]:
         """Write an execution; return value ids by tensor name."""
-        known = self._known.get(execution.plan)
-        if known is None:
-            known = self._known[execution.plan] = known_ops(execution.plan, self._session.writer)
-        return _Recording(self, execution, known).write()
+        plan = execution.plan
+        if plan.known is None:
+            plan.known = known_ops(plan, self._session.writer)
+        return _Recording(self, execution, plan.known).write()
 
     @property
     def variable_ids(self) -> dict[Any, int]:

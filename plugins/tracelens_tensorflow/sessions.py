@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 MAX_REPLAYS = 16
 """Bad runs of a recording that are looked into."""
 
+_PLANS = "_tracelens_session_plans"
+
 _active: SessionWatch | None = None
 
 
@@ -75,9 +77,7 @@ class SessionWatch:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._plans: weakref.WeakKeyDictionary[Any, dict[Any, Plan]] = weakref.WeakKeyDictionary()
         self._histories: weakref.WeakKeyDictionary[Any, History] = weakref.WeakKeyDictionary()
-        self._checks = checks.Checks()
         self._recorder = Recorder(session)
         self._full = FullRecords(session, self._recorder)
         self._filter = SinkFilter(session)
@@ -156,15 +156,17 @@ class SessionWatch:
             tuple([id(each) for each in targets]),
             tuple([id(each.deref()) for each in feeds]),
         )
-        plans = self._plans.get(session.graph)
-        if plans is None:
-            plans = self._plans[session.graph] = {}
-        plan = plans.get(key)
+        owner, plans = getattr(session.graph, _PLANS, (None, {}))
+        if owner is not self:
+            # With their graph, not here: plans hold it, and it may be thrown away.
+            plans = {}
+            setattr(session.graph, _PLANS, (self, plans))
+        plan: Plan | None = plans.get(key)
         if plan is None:
             with self._lock:
                 plan = make_plan(session.graph, fetches, targets, [f.deref() for f in feeds])
                 if plan.frontier:
-                    self._checks.add(session, plan)
+                    checks.add_check(session, plan)
                 plans[key] = plan
         return plan
 

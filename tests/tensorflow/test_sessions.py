@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import warnings
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -549,3 +551,33 @@ def test_a_nan_in_a_branch_that_reads_a_variable_is_named(graph: tf.Graph, tmp_p
         session.run(out, {x: BATCH + 1, flag: True})
     cause = cause_of(tmp_path / "t")
     assert (cause["op"], cause["source"]["line"]) == ("Log", lines[0])
+
+
+def test_graphs_that_the_program_drops_are_freed_while_recording(tmp_path: Path) -> None:
+    freed = []
+    with recorded(tmp_path / "t"):
+        for _ in range(3):
+            with tf.Graph().as_default() as graph, v1.Session() as session:
+                x = v1.placeholder(tf.float32, [None, 4])
+                loss = tf.reduce_mean(tf.math.log(regression(x)), name="loss")
+                train = v1.train.GradientDescentOptimizer(0.1).minimize(loss)
+                session.run(v1.global_variables_initializer())
+                session.run([train, loss], {x: BATCH + 1})
+            freed.append(weakref.ref(graph))
+            del graph, session, x, loss, train
+        gc.collect()
+        assert [reference() for reference in freed] == [None] * 3
+
+
+def test_a_second_recording_adds_nothing_to_a_graph(graph: tf.Graph, tmp_path: Path) -> None:
+    x = v1.placeholder(tf.float32, [None, 4])
+    loss = tf.reduce_mean(regression(x), name="loss")
+    train = v1.train.GradientDescentOptimizer(0.1).minimize(loss)
+    counts = []
+    with v1.Session() as session:
+        session.run(v1.global_variables_initializer())
+        for number in range(3):
+            with recorded(tmp_path / f"{number}"):
+                session.run([train, loss], {x: BATCH})
+            counts.append(len(graph.get_operations()))
+    assert counts[0] == counts[1] == counts[2]
