@@ -52,6 +52,12 @@ class TensorCommands:
         hidden: bool = super()._is_hidden(frame)  # type: ignore[misc]
         return hidden or not is_users(frame)
 
+    def setup(self, frame: FrameType | None, traceback: TracebackType | None) -> Any:
+        """Stand at a frame; what the program recorded since the last time is looked at again."""
+        if self.recording is not None:
+            self.recording.stale = True
+        return super().setup(frame, traceback)  # type: ignore[misc]
+
     def get_stack(
         self, frame: FrameType | None, traceback: TracebackType | None
     ) -> tuple[list[tuple[FrameType, int]], int]:

@@ -20,12 +20,14 @@ class Recording:
         path: the trace.
         rank: whose ops.
         op_id: the op to start at, later the one the commands are at.
+        stale: the program has run on since the trace was read.
     """
 
     def __init__(self, path: Path, rank: int, op_id: int = NO_ID) -> None:
         self.path = path
         self.rank = rank
         self.op_id = op_id
+        self.stale = False
         self._context: Context | None = None
 
     def context(self, local: Callable[[str], Any] | None = None) -> Context:
@@ -47,6 +49,9 @@ class Recording:
                 # Without a first cause, what ran last is closest to where the program stands.
                 cursor.goto(index=max(0, cursor.count - 1))
             self._context = Context(cursor)
+        elif self.stale:
+            self._context.cursor.refresh()
+        self.stale = False
         self._context.local = local
         self.op_id = self._context.cursor.op_id
         return self._context

@@ -132,6 +132,7 @@ def test_a_breakpoint_stops_at_its_line_with_any_debugger(tmp_path: Path, withou
     assert "z = y * 2" in talk.ask("n")
     assert "return z" in talk.ask("n")
     assert "tensor([2., 2., 2.])" in talk.ask("p z")
+    assert "aten::mul" in talk.ask("lt"), "what ran since is looked at again"
     said, status = talk.leave("c")
     assert "sum 6.0" in said
     assert status == 0
