@@ -23,7 +23,7 @@ BUGS = [case for case in CASES if case.is_bug]
 RIGHT = [case for case in CASES if not case.is_bug]
 GROUPS = ("", "devices", "v1")
 """What programs need: two devices and TensorFlow 1's behaviour are set once in a process."""
-SECONDS = 300
+SECONDS = 900
 
 Results = dict[str, dict[str, Any]]
 
