@@ -581,3 +581,31 @@ def test_a_second_recording_adds_nothing_to_a_graph(graph: tf.Graph, tmp_path: P
                 session.run([train, loss], {x: BATCH})
             counts.append(len(graph.get_operations()))
     assert counts[0] == counts[1] == counts[2]
+
+
+def test_large_finite_values_give_no_alarm(graph: tf.Graph, tmp_path: Path) -> None:
+    x = v1.placeholder(tf.float32, [None, 4])
+    out = x * 1.0
+    with recorded(tmp_path / "t"), v1.Session() as session:
+        for _ in range(5):  # their sum is infinite
+            session.run(out, {x: np.full((2, 4), 3e38, np.float32)})
+    assert why(tmp_path / "t")["verdict"] == "clean"
+
+
+def test_a_supervisor_and_an_interactive_session_are_watched(
+    graph: tf.Graph, tmp_path: Path
+) -> None:
+    x = v1.placeholder(tf.float32, [None, 4])
+    loss = tf.reduce_mean(tf.math.log(regression(x)), name="loss")
+    train = v1.train.GradientDescentOptimizer(0.1).minimize(loss)
+    with recorded(tmp_path / "s"):
+        supervisor = v1.train.Supervisor(logdir=None)
+        with supervisor.managed_session() as session:
+            session.run([train, loss], {x: -1 - BATCH})
+    assert cause_of(tmp_path / "s")["op"] == "Log"
+    with recorded(tmp_path / "i"):
+        session = v1.InteractiveSession(graph=graph)
+        session.run([variable.initializer for variable in v1.global_variables()])
+        loss.eval({x: -1 - BATCH})
+        session.close()
+    assert cause_of(tmp_path / "i")["op"] == "Log"
