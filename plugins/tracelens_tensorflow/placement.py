@@ -19,7 +19,7 @@ from tracelens.userframes import source_keys
 from tracelens_tensorflow import facts
 from tracelens_tensorflow.calls import Call
 from tracelens_tensorflow.plans import graphs_of
-from tracelens_tensorflow.sources import calling_line
+from tracelens_tensorflow.sources import calling_line, words
 
 if TYPE_CHECKING:
     from tracelens.events import Source
@@ -134,7 +134,7 @@ class Placement:
         absent, advice = _absent()
         self._session.report_finding(
             "placement",
-            f"a tf.device block asks for {asked}, its ops run on {went}: {absent}",
+            f"a tf.device block{words(source)} asks for {asked}, its ops run on {went}: {absent}",
             severity="warning",
             advice=advice,
             requested=asked,
@@ -153,7 +153,7 @@ class Placement:
         known = facts.facts_of(first)
         self._session.report_finding(
             "placement",
-            f"{first.type}{more} asked for {asked}, ran on {went}: {reason}",
+            f"{first.type}{words(known.source)}{more} asked for {asked}, ran on {went}: {reason}",
             severity="warning",
             advice=advice,
             requested=asked,

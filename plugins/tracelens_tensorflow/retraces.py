@@ -177,10 +177,10 @@ class _Watch:
         operations = int(made.graph.num_operations())
         source = sources.calling_line()
         meant = _is_data(options) or _takes_more(found)
+        cost = f"trace {count}, {_seconds(seconds)}, {operations} ops"
         self._session.report_finding(
             "retrace",
-            f"{name} was traced again (trace {count}, {_seconds(seconds)}, {operations} ops): "
-            f"{cause}",
+            f"{name} was traced again{sources.words(source)} ({cost}): {cause}",
             severity="info" if meant or count < _WARNED_FROM else "warning",
             advice=_advice(found, kinds, options),
             function=name,

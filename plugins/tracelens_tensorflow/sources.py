@@ -137,6 +137,20 @@ def line_in(trace: Any) -> Source | None:
     return None
 
 
+def words(source: Source | None) -> str:
+    """Return a line as messages name it, with a blank before it; empty if it is unknown.
+
+    Examples:
+        >>> words(Source("train.py", 12, "step"))
+        ' at train.py:12'
+    """
+    if source is None:
+        return ""
+    path = Path(source.file)
+    short = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    return f" at {short}:{source.line}"
+
+
 def _source_of(frame: Any) -> Source | None:
     """Return a frame's place in the user's code, ``None`` if it is not the user's."""
     file, line, function = frame.filename, frame.lineno, frame.name

@@ -29,7 +29,7 @@ _GROUPS = {
 _SCALARS = "SELECT step, scalars FROM steps WHERE scalars IS NOT NULL ORDER BY step"
 _FINDINGS = """
     SELECT step, name AS rule, severity, message, count(*) AS times FROM events
-    WHERE kind = 'finding' GROUP BY ALL ORDER BY step, rule"""
+    WHERE kind = 'finding' GROUP BY ALL ORDER BY step, min(event_id)"""
 _NOTES = """
     SELECT name AS kind, severity, message, min(step) AS step, count(*) AS times FROM events
     WHERE kind = 'note' GROUP BY ALL ORDER BY step, kind"""
