@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from tracelens.storage.reader import TraceReader
     from tracelens.storage.search import Found, Progress
 
-Json = dict[str, Any]
-
 
 @dataclass(frozen=True, slots=True)
 class Stop:
@@ -110,23 +108,25 @@ class Cursor:
         """Go to the n-th op after this one, into modules, composite ops and the backward pass."""
         if n < 0:
             return self.reverse_step(-n)
-        for _ in range(min(n, 1)):
-            after = self._after()
-            if after is None:
-                return Stop("end", self.op, note="this is the last op recorded")
-            self.op = after
-        return Stop("step", self.op) if n <= 1 else self.goto(index=self.index + n - 1)
+        after = self._after() if n else self.op
+        if after is None:
+            return Stop("end", self.op, note="this is the last op recorded")
+        if n > 1:
+            return self.goto(index=self.index + n)
+        self.op = after
+        return Stop("step", after)
 
     def reverse_step(self, n: int = 1) -> Stop:
         """Go to the n-th op before this one."""
         if n < 0:
             return self.step(-n)
-        for _ in range(min(n, 1)):
-            before = None if self.op is None else self.trail.before(self.op.op_id)
-            if before is None:
-                return Stop("start", self.op, note="this is the first op recorded")
-            self.op = before
-        return Stop("step", self.op) if n <= 1 else self.goto(index=self.index - n + 1)
+        before = self.trail.before(self.op.op_id) if n and self.op else self.op
+        if before is None or self.op is None:
+            return Stop("start", self.op, note="this is the first op recorded")
+        if n > 1:
+            return self.goto(index=self.index - n)
+        self.op = before
+        return Stop("step", before)
 
     def next(self) -> Stop:
         """Go to the next op at this depth: over what modules inside and composite ops call."""
@@ -250,7 +250,7 @@ class Cursor:
             found = self._find(reads, back=False, limit=limit)
         return self.ops(found.op_ids)
 
-    def why(self) -> Json | None:
+    def why(self) -> dict[str, Any] | None:
         """Return the finding of this op's non-finite values; ``None`` if all it touched is finite.
 
         It is the same object that ``tracelens why --json`` prints for a finding.
@@ -344,12 +344,12 @@ class Cursor:
         last_step: int | None = None,
         limit: int = 1,
     ) -> Found:
-        start = self.op_id if start is None else start
+        place = self.op_id if start is None else start
         return self.reader.find(
             predicate,
             rank=self.rank,
-            after=None if back else start,
-            before=start if back else None,
+            after=None if back else place,
+            before=place if back else None,
             until=until,
             last_step=last_step,
             limit=limit,
@@ -396,5 +396,6 @@ class Cursor:
         other = OtherStep(step, direction)
         stop = self.find(other, back=direction < 0)
         if stop.reason == "match" and stop.op is not None:
-            return self.goto(step=stop.op.step)
+            # Forwards the nearest op of another step is its first, backwards its last.
+            return Stop("step", stop.op) if direction > 0 else self.goto(step=stop.op.step)
         return Stop("end" if direction > 0 else "start", self.op, note="no further training step")
