@@ -309,11 +309,8 @@ class Cursor:
 
     def _stopped(self, until: int | None, *, back: bool) -> Stop | None:
         """Return the stop at the nearest breakpoint on the way, ``None`` if there is none."""
-        predicate = self.breaks.predicate()
-        if predicate is None:
-            return None
-        place = self.op_id
-        while True:
+        predicate, place = self.breaks.predicate(), self.op_id
+        while predicate is not None:
             found = self._find(predicate, back=back, start=place, until=until)
             if not found.complete:
                 return self._cancelled(found)
@@ -327,6 +324,7 @@ class Cursor:
                     self.op = op
                     return Stop("watch" if reached.watch else "breakpoint", op, reached)
             place = op.op_id
+        return None
 
     def _has_turned(self, watch: Breakpoint, op: Op) -> bool:
         """Whether the same operation did not satisfy the condition the time before."""
