@@ -4,8 +4,8 @@
 
 Four ways: probes in the graph (engine ``native``), the same function run op by op (engine
 ``python``), the eager loop at level ops and at guard. Blocks of steps run plain, watched, plain,
-all ways in turn; a ratio is a watched block over the mean of the plain blocks beside it, by the median
-step, in process CPU time (to be believed on a shared machine) and wall-clock time.
+all ways in turn; a ratio is a watched block's median step over the mean of the plain blocks beside
+it, in process CPU time (to be believed on a shared machine) and wall-clock time.
 """
 
 from __future__ import annotations

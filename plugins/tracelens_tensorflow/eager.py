@@ -67,7 +67,6 @@ class EagerOps:
         session: the recording.
         recorder: knows which value a tensor holds.
         report: takes the fields of sinks.
-        active: tells whether the running step is recorded in full.
     """
 
     def __init__(
@@ -86,8 +85,6 @@ class EagerOps:
         self._places: dict[int, Place] = {}
         self._here = _Here()
         self._failed: set[str] = set()
-        self.on_op: Callable[[str, str, Sequence[Any]], None] | None = None
-        """Told of each op's type, layer path and outputs (values are captured)."""
 
     def install(self) -> Callable[[], None]:
         """Begin to observe; the result, called, ends it."""
@@ -200,8 +197,6 @@ class EagerOps:
             if phase is not Phase.BACKWARD:
                 self._keep_place(op_id, place)
             self._forward.remember(kind, op_id, read, outputs)
-        if self.on_op is not None:
-            self.on_op(kind, place.module, outputs)
         if bad and facts.writes:
             self._wrote_bad(outputs[0], written)
 
