@@ -157,6 +157,7 @@ class Observers:
         backend = self._start(framework)
         session = self._session
         if backend is not None and session.in_step:
+            session.framework_imported()
             step = session.current_step
             self._ask(backend, "begin_step", step, active=session.config.is_active(step))
 

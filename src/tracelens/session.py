@@ -181,6 +181,11 @@ class Session:
             self._steps.auto(source)
             self.judge.act()
 
+    def framework_imported(self) -> None:
+        """A framework was imported: the seconds that took are no part of the first step."""
+        with self._lock:
+            self._steps.restart_clock()
+
     def begin_call(self) -> None:
         """A decorated function is called: a step begins, unless one encloses the call."""
         if self._state == "open":

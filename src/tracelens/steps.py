@@ -61,6 +61,16 @@ class Steps:
         self._first_op_id = session.writer.reserve_op_id()
         session.observers.begin_step(self.current)
 
+    def restart_clock(self) -> None:
+        """Let the running step begin now, if nothing has happened in it yet."""
+        if not self.running:
+            return
+        op_id = self._session.writer.reserve_op_id()
+        if op_id == self._first_op_id + 1:
+            self._started_ns = self._session.writer.now_ns()
+        # Either way the id that was asked for is not one of the step's ops.
+        self._first_op_id += 1
+
     def mark(self, scalars: dict[str, Any]) -> None:
         """The user marks the end of a step."""
         values = self._kept(scalars)

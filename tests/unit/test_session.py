@@ -439,6 +439,17 @@ def test_a_backend_starts_when_its_framework_is_imported_later(path: Path, toy: 
     assert sys.meta_path == finders
 
 
+def test_the_time_of_an_import_is_no_part_of_the_first_step(path: Path, toy: ModuleType) -> None:
+    del sys.modules["toyframework"], sys.modules["tracelens_toyframework"]
+    with tl.trace(path) as session:
+        before_ns = session.writer.now_ns()
+        framework = importlib.import_module("toyframework")
+        framework.log(framework.Value(1.0))
+    (step,) = steps_of(path)
+    assert step["start_ns"] > before_ns
+    assert step["n_ops"] == 1
+
+
 def test_a_backend_is_not_started_if_its_framework_is_never_imported(
     path: Path, toy: ModuleType
 ) -> None:
