@@ -445,7 +445,8 @@ def test_the_time_of_an_import_is_no_part_of_the_first_step(path: Path, toy: Mod
         before_ns = session.writer.now_ns()
         framework = importlib.import_module("toyframework")
         framework.log(framework.Value(1.0))
-    (step,) = steps_of(path)
+    with open_trace(path) as reader:
+        (step,) = reader.steps()
     assert step["start_ns"] > before_ns
     assert step["n_ops"] == 1
 
