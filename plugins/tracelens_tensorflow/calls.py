@@ -39,12 +39,6 @@ class Call:
         return self.function.graph
 
     @property
-    def batches(self) -> dict[str, list[Any]]:
-        """The kept outputs of the ops of the graph itself, by name of the op."""
-        graph = self.graph
-        return {op.name: runs[0] for op, runs in self.kept.items() if op.graph is graph}
-
-    @property
     def name(self) -> str:
         """The function's name, as the program wrote it."""
         return plain_name(self.function.name.decode())
