@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -107,6 +108,9 @@ class Values:
             write_variable(handle, value)
 
 
+_generations = itertools.count()
+
+
 class History:
     """The calls since the last snapshot, and the snapshot.
 
@@ -114,7 +118,8 @@ class History:
         entries: the calls, oldest first.
         values: the variables before the first of them; ``None`` before the first snapshot.
         every: calls from one snapshot to the next.
-        generation: how many snapshots were taken.
+        generation: of the last snapshot; no two histories of a process share one, since what is
+            known of a function outlives a session.
         dropped: why the present call cannot be repeated from a known state; empty if it can.
     """
 
@@ -131,7 +136,7 @@ class History:
         self._spent_ns = 0
         self._began_ns = 0
         self.every = 1
-        self.generation = 0
+        self.generation = next(_generations)
         self._latest: Entry | None = None
         self._unfinished = False
 
@@ -248,7 +253,7 @@ class History:
             if key in self._used or key in self._read
         }
         self._used, self._read = {}, {}
-        self.generation += 1
+        self.generation = next(_generations)
         self._size_bytes = self._spent_ns = 0
         self.dropped = ""
         started = time.perf_counter_ns()
