@@ -48,8 +48,10 @@ bench: $(STAMP) ## Run the benchmarks; each prints its figures
 	@for script in benchmarks/[!_]*.py; do \
 		echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
-docs: $(STAMP) ## Draw the picture of the README from a real report
+docs: $(STAMP) ## Draw the pictures and the page of commands from what the program does today
 	$(BIN)/python docs/make_picture.py
+	$(BIN)/python docs/make_screenshots.py
+	$(BIN)/python -m tracelens.commands > docs/commands.md
 
 clean: ## Remove caches and the environment
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
