@@ -78,7 +78,9 @@ class TensorFlowBackend:
         self._calls = Calls(session, self._builder, self)
         self._data = self._sentinel.data = DataWatch(session, self._recorder)
         self._keras = KerasWatch(session)
-        self._scaling = self._sentinel.scaling = ScalingWatch(session)
+        self._scaling = self._sentinel.scaling = ScalingWatch(
+            session, self._sentinel.report, lambda: self._keras.in_step
+        )
         for part, effect in missing():
             session.note("hook_failed", f"TensorFlow {tf.__version__} has no {part}: {effect}")
         self._install("what graph ops are", _facts_install, session)
@@ -228,7 +230,7 @@ class TensorFlowBackend:
             for tensor, sink, name in sinks
             if tensors.is_bad(tensor)
         ]
-        if bad and self._session is not None:
+        if bad and self._session is not None and not self._scaling.hold(bad):
             self._sentinel.report(bad)
 
     def _tape_failed(self, error: Exception) -> None:

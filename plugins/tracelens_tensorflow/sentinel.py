@@ -125,7 +125,7 @@ class Sentinel:
             return
         if self.scaling is not None and all(sink["sink"] == "gradient" for sink in sinks):
             scaler = self.scaling.scaler_of(part)
-            if scaler is not None and self.scaling.handled(scaler, call, None):
+            if scaler is not None and self.scaling.handled(scaler, call.step, recorded=True):
                 return
         if call.writes:
             self._poisoned.add(name)
@@ -149,7 +149,8 @@ class Sentinel:
             self._overflows += 1
             if self._overflows <= MAX_OVERFLOWS:
                 outcome = self._replayer.replay(call, named_sinks(part))
-            if self.scaling is None or self.scaling.handled(scaler, call, outcome):
+            recorded = outcome is not None and outcome.ran
+            if self.scaling is None or self.scaling.handled(scaler, call.step, recorded=recorded):
                 return
         if outcome is None:
             if self._replays >= MAX_REPLAYS:

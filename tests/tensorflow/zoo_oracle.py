@@ -18,11 +18,9 @@ import runpy
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 from keras.src import backend as keras_backend
 from tensorflow.python.autograph.impl import api as autograph
@@ -30,102 +28,8 @@ from tensorflow.python.client.session import BaseSession
 from tensorflow.python.framework import op_callbacks, ops
 from tensorflow.python.ops import resource_variable_ops
 
-ROOT = Path(__file__).resolve().parent.parent.parent / "fixtures" / "nan_zoo"
-FILLS = {"Const", "Fill", "ZerosLike", "OnesLike"}
 SELECTS = {"SelectV2", "Select"}
-READS = {"ReadVariableOp", "VariableV2"}
 WRITES = {"AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp"}
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Non-finite elements of one tensor; ``mask`` if its Infs look written on purpose."""
-
-    nan: int = 0
-    inf: int = 0
-    mask: bool = False
-
-    @property
-    def bad(self) -> bool:
-        return bool(self.nan or self.inf)
-
-
-def count(values: Any) -> Counts:
-    """Count NaN and Inf of an array; nothing for what holds no floating-point values."""
-    array = np.asarray(values)
-    if array.dtype.kind not in "fc" and array.dtype.name != "bfloat16":
-        return Counts()
-    array = array.astype(np.float64)
-    nan, inf = int(np.isnan(array).sum()), int(np.isinf(array).sum())
-    rest = array[np.isfinite(array)]
-    mask = bool(inf and not nan and (not (array == np.inf).any() or np.unique(rest).size <= 1))
-    return Counts(nan, inf, mask)
-
-
-@dataclass
-class Seen:
-    """One op as executed; inputs are counts and the index of the op that wrote them, or -1."""
-
-    index: int
-    name: str
-    line: str
-    phase: str
-    inputs: list[tuple[Counts, int]] = field(default_factory=list)
-    outputs: list[Counts] = field(default_factory=list)
-    constant: bool = False
-
-    @property
-    def bad(self) -> bool:
-        return any(counts.bad for counts in self.outputs)
-
-
-@dataclass
-class Verdict:
-    """What the walk found: ``line`` is ``file:number`` relative to the zoo."""
-
-    sink: str
-    op: str
-    line: str
-    kind: str
-    phase: str
-    step: int
-
-
-def zoo_line(file: str, number: int) -> str:
-    return f"{Path(file).relative_to(ROOT)}:{number}" if file.startswith(str(ROOT)) else ""
-
-
-def origin(seen: list[Seen], op: Seen, *, want_nan: bool, known: set[int]) -> tuple[Seen, bool]:
-    """The op to blame, and whether its bad input came from outside the program's ops."""
-    while True:
-        known.add(op.index)
-        nans = [p for c, p in op.inputs if c.nan]
-        infs = [p for c, p in op.inputs if c.inf and not (p < 0 and c.mask)]
-        follow = nans if want_nan and nans else infs
-        if not follow:
-            op.constant |= any(p < 0 and c.mask for c, p in op.inputs)
-            return op, False
-        written = [p for p in follow if p >= 0 and p not in known]
-        if not written:
-            return op, any(p < 0 for p in follow)
-        before = seen[min(written)]
-        if want_nan and not nans:
-            made, outside = origin(seen, before, want_nan=False, known=set(known))
-            return (op, False) if made.constant and not outside else (made, outside)
-        op = before
-
-
-def judged(seen: list[Seen], sink: tuple[str, int, Counts, int] | None) -> Verdict | None:
-    """Walk back from the first sink; ``None`` if nothing non-finite reached one."""
-    if sink is None:
-        return None
-    name, index, counts, step = sink
-    if index < 0:
-        return Verdict(name, "outside", "", "nan" if counts.nan else "inf", "data", step)
-    made, outside = origin(seen, seen[index], want_nan=bool(counts.nan), known=set())
-    held = [c for c, _ in made.inputs] if outside else made.outputs
-    kind = "nan" if any(c.nan for c in held) else "inf"
-    return Verdict(name, made.name, made.line, kind, "data" if outside else made.phase, step)
 
 
 class Eager:
@@ -315,102 +219,6 @@ def watched() -> Iterator[Eager]:
         op_callbacks.add_op_callback(judge.observe)
         stack.callback(op_callbacks.remove_op_callback, judge.observe)
         yield judge
-
-
-class Graphs:
-    """Fetches everything that a Session's fetches depend on, and judges the first bad run."""
-
-    def __init__(self) -> None:
-        self.verdict: Verdict | None = None
-        self.step = 0
-
-    def run(self, plain: Any) -> Any:
-        def wrapped(session: Any, fetches: Any, feed_dict: Any = None, **options: Any) -> Any:
-            wanted = [f for f in tf.nest.flatten(fetches) if hasattr(f, "graph")]
-            needed = ancestors([getattr(f, "op", f) for f in wanted])
-            fed = {getattr(key, "name", key) for key in feed_dict or {}}
-            more = {
-                t.name: t
-                for op in needed
-                for t in op.outputs
-                if t.dtype.is_floating
-                and not t.dtype._is_ref_dtype
-                and session.graph.is_fetchable(t)
-            }
-            told, values = plain(session, [fetches, more], feed_dict=feed_dict, **options)
-            if self.verdict is None:
-                self.judge(needed, values, [f.name for f in wanted], fed)
-            self.step += any("Apply" in op.type for op in needed)
-            return told
-
-        return wrapped
-
-    def judge(self, needed: list[Any], values: Any, wanted: list[str], fed: set[str]) -> None:
-        seen: list[Seen] = []
-        index: dict[str, int] = {}
-        for op in needed:
-            first = op._original_op if op._original_op is not None else op
-            line, phase = graph_line(first), "forward" if first is op else "backward"
-            if "Apply" in op.type:
-                phase = "optimizer"
-            each = Seen(len(seen), op.type, line, phase, constant=op.type in FILLS)
-            each.inputs = [
-                (count(values[t.name]), index.get(t.op.name, -1))
-                for t in op.inputs
-                if t.name in values
-            ]
-            each.outputs = [count(values[t.name]) for t in op.outputs if t.name in values]
-            index[op.name] = each.index
-            if any(t.name in fed for t in op.outputs):
-                each.line, each.phase = calling_line(), "data"
-            seen.append(each)
-        updates = [op for op in seen if op.phase == "optimizer"]
-        reached = [("read", seen[index[n.split(":")[0]]]) for n in wanted if n in values]
-        grads = [("gradient", seen[p]) for op in updates for c, p in op.inputs if c.bad and p >= 0]
-        sink = next(((name, op) for name, op in [*reached, *grads] if op.bad), None)
-        if sink is None:
-            return
-        counts = next(c for c in sink[1].outputs if c.bad)
-        told = judged(seen, (sink[0], sink[1].index, counts, self.step))
-        if told is not None and told.op in READS:  # bad since the update of the run before
-            update = next(op for op in updates if "Apply" in op.name)
-            told = Verdict(
-                "parameter", update.name, update.line, told.kind, "optimizer", told.step - 1
-            )
-        self.verdict = told
-
-
-def ancestors(wanted: list[Any]) -> list[Any]:
-    """Everything the ops depend on, each after its inputs."""
-    order: list[Any] = []
-    state: dict[str, int] = {}
-    stack = list(wanted)
-    while stack:
-        op = stack[-1]
-        if state.get(op.name) == 1:
-            state[op.name] = 2
-            order.append(op)
-        before = [*(t.op for t in op.inputs), *op.control_inputs]
-        fresh = [] if op.name in state else [o for o in before if o.name not in state]
-        if state.setdefault(op.name, 1) == 2:
-            stack.pop()
-        stack += fresh
-    return order
-
-
-def graph_line(op: Any) -> str:
-    lines = [zoo_line(f.filename, f.lineno) for f in op.traceback]
-    return next((line for line in reversed(lines) if line), "")
-
-
-def calling_line() -> str:
-    frame: Any = sys._getframe(1)
-    while frame is not None:
-        line = zoo_line(frame.f_code.co_filename, frame.f_lineno)
-        if line:
-            return line
-        frame = frame.f_back
-    return ""
 
 
 def judge(program: Path) -> Verdict | None:
