@@ -184,3 +184,28 @@ def test_keras_is_left_as_it_was_found(tmp_path: Path) -> None:
     assert not hasattr(model.train_function, "_tracelens_original")
     model.fit(*data_of(), batch_size=8, verbose=0)
     assert [weight.path for weight in model.optimizer.variables]
+
+
+@pytest.mark.parametrize("broken", (False, True))
+def test_loss_scaling_in_an_eager_loop_excuses_overflows_only(tmp_path: Path, broken: bool) -> None:
+    model = model_of(keras.layers.Dense(8))
+    optimizer = keras.optimizers.LossScaleOptimizer(
+        keras.optimizers.SGD(1e-3), initial_scale=2.0 if broken else 2.0**127
+    )
+    optimizer.build(model.trainable_variables)
+    x = tf.constant(data_of()[0] + 10.0)
+    with guard(tmp_path) as session:
+        for _ in range(3):
+            with tf.GradientTape() as tape:
+                predicted = model(x)
+                zero = tf.reduce_sum(predicted * 0.0)
+                loss = tf.sqrt(zero) if broken else tf.reduce_mean((predicted - 99.0) ** 2)  # here
+                scaled = optimizer.scale_loss(loss)
+            gradients = tape.gradient(scaled, model.trainable_variables)
+            optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+    assert len(steps(session)) == 3
+    if broken:
+        assert code_of(errors(session)[0]).endswith("# here")
+    else:
+        assert errors(session) == []
+        assert notes(session, "overflow_handled")
