@@ -27,6 +27,8 @@ from tensorflow.python.autograph.impl import api as autograph
 from tensorflow.python.client.session import BaseSession
 from tensorflow.python.framework import op_callbacks, ops
 from tensorflow.python.ops import resource_variable_ops
+from zoo_graphs import Graphs
+from zoo_walk import FILLS, Counts, Seen, Verdict, count, judged, origin, zoo_line
 
 SELECTS = {"SelectV2", "Select"}
 WRITES = {"AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp"}
