@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 import tensorflow as tf
 
 from tracelens.discovery import ImportWatcher
-from tracelens_tensorflow import checking, eagersteps, hits, marks, native, snapshots, tensors
+from tracelens_tensorflow import (
+    checking,
+    eagersteps,
+    hits,
+    marks,
+    native,
+    reads,
+    snapshots,
+    tensors,
+)
 from tracelens_tensorflow.calls import Call
 from tracelens_tensorflow.data import DataWatch
 from tracelens_tensorflow.doctor import UNSUPPORTED_KERAS, describe, keras_backend
@@ -92,6 +101,7 @@ class TensorFlowBackend:
         self._install("data", self._data.install)
         self._install("tapes", marks.install, self._tape_asked, self._tape_failed)
         self._install("eager ops", self._eager.install)
+        self._install("reads", reads.install, self._read)
         self._install("functions", self._calls.install)
         self._install("variables", snapshots.install, self._replayer.history.dirty)
         self._install("imports", self._watch_imports)
@@ -302,6 +312,19 @@ class TensorFlowBackend:
         if tensors.is_bad(value):
             self._report(sink, value, name)
         return True
+
+    def _read(self, value: Any) -> None:
+        """The program reads a bad scalar.
+
+        Raises:
+            NonFiniteError: ``nonfinite="raise"`` and an op made it so.
+        """
+        # What no recorded op made was told where it came in, or where a call returned it.
+        if self._session is None or self._recorder.value_id(value) < 0:
+            return
+        self._report("read", value, "")
+        if self._session.config.nonfinite != "record":
+            self._session.explain_pending()
 
     def _report(self, sink: str, value: Any, name: str) -> None:
         value_id = self._recorder.value_id(value)

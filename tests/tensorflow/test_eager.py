@@ -226,3 +226,27 @@ def test_guard_level_checks_and_keeps_no_statistics(tmp_path: Path) -> None:
     assert errors(session)[0]["first_cause"]["op"] == "Log"
     good = next(op for op in ops_of(session) if op.name == "Log" and not op.flags & OpFlag.HIT)
     assert good.flags & OpFlag.CHECKED and good.outputs[0].stats is None
+
+
+@pytest.mark.parametrize("read", [float, lambda t: t.numpy(), lambda t: f"{t:.2f}"])
+def test_a_bad_scalar_that_the_program_reads_names_the_op_that_made_it(
+    tmp_path: Path, read: Any
+) -> None:
+    with guard(tmp_path) as session:
+        score = tf.reduce_mean(tf.math.log(tf.constant([1.0, -1.0])))  # made here
+        read(score)
+    first = errors(session)[0]
+    assert first["sink"]["sink"] == "read"
+    here = line_of(
+        test_a_bad_scalar_that_the_program_reads_names_the_op_that_made_it, "# made here"
+    )
+    assert first["first_cause"]["op"] == "Log"
+    assert first["first_cause"]["source"]["line"] == here
+
+
+def test_reading_a_bad_scalar_raises_where_that_is_asked_for(tmp_path: Path) -> None:
+    with guard(tmp_path, nonfinite="raise"):
+        score = tf.sqrt(tf.constant(-1.0))
+        with pytest.raises(NonFiniteError, match="Sqrt"):
+            float(score)
+    assert np.isnan(score.numpy())
