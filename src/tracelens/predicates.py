@@ -11,15 +11,18 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, floor, isfinite
-from typing import Any, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from tracelens.events import SLOT_BITS
 from tracelens.storage.chunks import Chunk
 
-Mask = NDArray[np.bool_]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+else:
+    from tracelens.lazy import np
+
+Mask: TypeAlias = "NDArray[np.bool_]"
 Sql = tuple[str, list[Any]]
 
 COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {

@@ -6,14 +6,15 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from tracelens.command import CommandError, Context
 from tracelens.events import TensorRecord
 from tracelens.texts import number
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
+else:
+    from tracelens.lazy import np
 
 _SLOT = re.compile(r"(?:(in|out)|([<>])) ?(\d{0,4})")
 _PART = re.compile(r"(-?\d{1,12})?(?:(:)(-?\d{1,12})?(?:(:)(-?\d{1,12})?)?)?")

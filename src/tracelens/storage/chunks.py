@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from tracelens.storage.parquet_files import read_file
 from tracelens.storage.segment_files import SegmentFile
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
+    from numpy.typing import NDArray
+else:
+    from tracelens.lazy import np
 
-Texts = tuple[NDArray[np.int64], list[str]]
+Texts: TypeAlias = "tuple[NDArray[np.int64], list[str]]"
 """Codes (-1: the text is unknown) and the distinct texts they stand for."""
 
 

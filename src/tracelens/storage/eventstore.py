@@ -8,7 +8,6 @@ from typing import Any
 
 from tracelens.storage.eventcheck import clean_event
 from tracelens.storage.health import Problem
-from tracelens.storage.live import LineFollower
 from tracelens.storage.parquet_files import DamagedSegmentError, read_file
 from tracelens.storage.shardreader import ShardReader
 
@@ -84,6 +83,8 @@ def _shard_events(reader: ShardReader, problems: list[Problem]) -> Iterator[dict
     path = reader.shard.events
     if path is None:
         return
+    from tracelens.storage.live import LineFollower
+
     try:
         lines = LineFollower(path, reader.shard.state.events_sealed_bytes)
     except OSError:

@@ -10,9 +10,6 @@ import struct
 
 import numpy as np
 
-FORMAT_VERSION = "1.0"
-MIN_READER = "1.0"
-
 RING_MAGIC = b"TLRING1\0"
 RING_VERSION = 1
 RING_HEADER_BYTES = 4096

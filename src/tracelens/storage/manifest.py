@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from tracelens.errors import TraceError
-from tracelens.storage.format import FORMAT_VERSION, MIN_READER
 from tracelens.storage.jsonlines import dumps
 from tracelens.storage.tables import TABLES, manifest_tables
+from tracelens.storage.version import FORMAT_VERSION, MIN_READER
 
 MANIFEST = "manifest.json"
 SHARDS_DIR = "_shards"

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tracelens.events import NO_ID, SLOT_BITS, Op, OpFlag
 from tracelens.storage.chunks import ChunkRef, file_chunk, table_chunk
-from tracelens.storage.records import at
 from tracelens.storage.rows import OP_COLUMNS, STAT_COLUMNS, op_from_row
 from tracelens.storage.segment_files import SegmentFile
 from tracelens.storage.segment_table import SegmentTable
@@ -289,6 +288,11 @@ class SegmentOps:
         )
         rows = _dicts(OP_COLUMNS, ops)
         return [op_from_row(row, stats.get(row["op_id"], ())) for row in rows]
+
+
+def at(ids: NDArray[np.int64], position: int) -> int:
+    """Return the id at a position, the last one past the end, -1 if there is none."""
+    return int(ids[min(position, len(ids) - 1)]) if len(ids) else NO_ID
 
 
 def _of_steps(first: int | None, last: int | None) -> tuple[str, list[int]]:

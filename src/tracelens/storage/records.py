@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from tracelens.events import NO_ID, Op, OpFlag, RecordKind
+from tracelens.events import Op, OpFlag, RecordKind
 from tracelens.storage.decode import Decoder, Records, Strings
+from tracelens.storage.opstores import at
 
-__all__ = ["RecordIndex", "Records", "Strings", "at"]
+__all__ = ["RecordIndex", "Records", "Strings"]
 
 
 class RecordIndex:
@@ -91,8 +92,3 @@ class RecordIndex:
     def _of_ops(self, field: str) -> NDArray[np.int64]:
         column: NDArray[np.int64] = self._records[field][self._op_rows].astype(np.int64)
         return column
-
-
-def at(ids: NDArray[np.int64], position: int) -> int:
-    """Return the id at a position, the last one past the end, -1 if there is none."""
-    return int(ids[min(position, len(ids) - 1)]) if len(ids) else NO_ID

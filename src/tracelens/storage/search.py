@@ -10,12 +10,16 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from tracelens.storage.chunks import Chunk, ChunkRef, Predicate
 from tracelens.storage.parquet_files import DamagedSegmentError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+else:
+    from tracelens.lazy import np
 
 _CACHED_CHUNKS = 4
 _END = 1 << 62

@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-
 from tracelens.events import Op
 from tracelens.storage.catalog import ShardFiles
 from tracelens.storage.checksum import file_crc32
 from tracelens.storage.chunks import ChunkRef, table_chunk
 from tracelens.storage.health import Problem, ShardHealth
-from tracelens.storage.live import LiveShard
-from tracelens.storage.opstores import OpStore, SegmentOps, TableOps
+from tracelens.storage.opstores import OpStore, SegmentOps, TableOps, at
 from tracelens.storage.parquet_files import DamagedSegmentError, empty_table, read_file
-from tracelens.storage.records import at
 from tracelens.storage.rows import OP_COLUMNS, STAT_COLUMNS
 from tracelens.storage.search import Search
 from tracelens.storage.segment_files import SegmentFile
@@ -23,7 +19,12 @@ from tracelens.storage.segment_table import SegmentTable
 from tracelens.storage.sql import Database
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
+
+    from tracelens.storage.live import LiveShard
+else:
+    from tracelens.lazy import np
 
 SMALL_ROWS = 50_000
 SMALL_BYTES = 8 << 20
@@ -80,6 +81,8 @@ class ShardReader:
         if self.shard.ring is None and self.shard.kept is None:
             return None
         if self._live is None:
+            from tracelens.storage.live import LiveShard
+
             self._live = LiveShard(self.shard)
             if self._live.problem is not None:
                 self.problems.append(self._live.problem)
