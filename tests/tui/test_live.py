@@ -12,7 +12,7 @@ from tui_traces import finding
 
 from trace_builder import TraceBuilder, training_run
 from tracelens.errors import TraceError
-from tracelens_tui.app import view
+from tracelens_tui.start import view
 
 
 def test_new_ops_of_a_running_program_show_and_space_pauses_the_screen(tmp_path: Path) -> None:

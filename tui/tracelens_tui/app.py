@@ -13,8 +13,9 @@ from textual.binding import BindingType
 from tracelens.errors import TraceLensError
 from tracelens_tui import keymap
 from tracelens_tui.beside import Beside
-from tracelens_tui.model import TraceModel, open_at
+from tracelens_tui.model import TraceModel
 from tracelens_tui.navigation import Navigator
+from tracelens_tui.opening import open_at
 from tracelens_tui.themes import DARK, THEMES, extra_variables
 from tracelens_tui.worker import ReaderThread
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from textual.command import Provider
 
     from tracelens.control import Stopped
-    from tracelens_tui.model import Opening
+    from tracelens_tui.opening import Opening
 
 
 def _palette() -> type[Provider]:
@@ -110,7 +111,7 @@ class TraceLensApp(Beside):
         opening: Future[Opening] | None = None,
     ) -> None:
         """Open a trace, in place of the one that is open; tell why if it cannot be read."""
-        pages = pages or ReaderThread(str(path), "tracelens-pages")
+        pages = pages or ReaderThread(str(path), "tracelens-pages", whole_shards=False)
         opening = opening or pages.submit(lambda reader: open_at(reader, at, rank))
         try:
             known = await pages.answer(opening)
@@ -156,38 +157,3 @@ class TraceLensApp(Beside):
         self.end_following()
         if self.model is not None:
             self.model.close()
-
-
-def view(
-    path: str | None = None,
-    *,
-    at: int | None = None,
-    serve: str | None = None,
-    paused: bool = False,
-    program: Sequence[str] = (),
-) -> int:
-    """Open the terminal interface and return the exit code (the face of ``tracelens view``).
-
-    Args:
-        path: the trace, or a directory of runs; the current directory's runs if ``None``.
-        at: id of the op to start at.
-        serve: ``HOST:PORT`` to show it at in a browser instead.
-        paused: the program that writes the trace stands still: it may be let go on
-            (``faces.GO_ON``) or ended (``faces.GIVE_UP``).
-        program: a command to run beside the screens, which writes the trace; its exit code is
-            ours.
-
-    Raises:
-        TraceError: the trace cannot be opened.
-    """
-    if serve is not None:
-        try:
-            from tracelens_tui.serve import serve as serve_at
-        except ImportError as error:
-            raise TraceLensError(
-                f"{error.name} is not installed: pip install 'tracelens-toolkit[serve]'"
-            ) from error
-        return serve_at(path, at=at, address=serve)
-    from tracelens_tui.start import start
-
-    return start(path, at=at, paused=paused, command=program)

@@ -6,12 +6,12 @@ import time
 from typing import TYPE_CHECKING
 
 from tracelens.errors import TraceLensError
-from tracelens.storage.reader import TraceReader
 from tracelens_tui.actions import Actions
-from tracelens_tui.model import state_of
+from tracelens_tui.opening import state_of
 from tracelens_tui.texts import safe
 
 if TYPE_CHECKING:
+    from tracelens.storage.reader import TraceReader
     from tracelens.storage.tail import News
     from tracelens_tui.follow import Follower
     from tracelens_tui.model import TraceModel

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tracelens.events import MAX_SLOT, Op, Source, TensorRecord
 from tracelens.storage.reader import TraceReader
 from tracelens_tui import sources
+from tracelens_tui.opening import Opening
 from tracelens_tui.rows import PAGE_ROWS, OpRows
 from tracelens_tui.widgets.tensors_pane import Port, ports_of, producer_id
 from tracelens_tui.worker import ReaderThread
@@ -25,29 +26,6 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 Post = Callable[[Callable[[], None]], object]
-
-
-@dataclass(frozen=True, slots=True)
-class Opening:
-    """What is read before the first line is drawn.
-
-    Attributes:
-        rank: the rank shown.
-        ranks: all ranks.
-        total: ops of that rank.
-        position: where the cursor starts.
-        first: ops of the page that holds it.
-        state: ``live``, ``closed``, ``killed`` … or ``empty``.
-        last_id: id of the last op; -1 if there is none.
-    """
-
-    rank: int
-    ranks: tuple[int, ...]
-    total: int
-    position: int
-    first: tuple[Op, ...]
-    state: str
-    last_id: int = -1
 
 
 @dataclass(slots=True)
@@ -60,32 +38,6 @@ class Story:
     problems: list[str] = field(default_factory=list)
     hits: int = 0
     is_read: bool = False
-
-
-def open_at(reader: TraceReader, at: int | None, rank: int | None) -> Opening:
-    """Read what the first lines need, and nothing else."""
-    ranks = tuple(reader.ranks())
-    rank = rank if rank is not None else ranks[0] if ranks else 0
-    total = reader.count_ops(rank)
-    position = 0
-    if at is not None and total:
-        position = min(reader.position(at, rank), total - 1)
-    start = position // PAGE_ROWS * PAGE_ROWS
-    first = reader.ops_at(start, min(start + PAGE_ROWS, total), rank=rank)
-    state = state_of(reader)
-    last_id = -1
-    if state == "live" and total:
-        last_id = reader.ops_at(total - 1, total, rank=rank)[0].op_id
-    return Opening(rank, ranks, total, position, tuple(first), state, last_id)
-
-
-def state_of(reader: TraceReader) -> str:
-    """Return the state of a trace in one word."""
-    shards = reader.health().shards
-    for state in ("live", "killed", "failed", "disk_full"):
-        if any(shard.state == state for shard in shards):
-            return state
-    return "closed" if shards else "empty"
 
 
 class TraceModel:

@@ -8,10 +8,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
+from typing import TYPE_CHECKING
 
-from tracelens.events import Op
-from tracelens.storage.reader import TraceReader
-from tracelens_tui.worker import ReaderThread
+if TYPE_CHECKING:
+    from tracelens.events import Op
+    from tracelens.storage.reader import TraceReader
+    from tracelens_tui.worker import ReaderThread
 
 PAGE_ROWS = 64
 _SELECTED_ROWS = 16

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tracelens.errors import TraceLensError
 from tracelens.storage.reader import open_trace
-from tracelens_tui.model import state_of
+from tracelens_tui.opening import state_of
 
 SUFFIX = ".tltrace"
 _MAX_DEPTH = 3

@@ -1,4 +1,7 @@
-"""Starting up: the trace is opened while the toolkit is still being imported."""
+"""Starting up: the trace is opened while the toolkit is still being imported.
+
+This is the door of the package: nothing here may import Textual before the reader has begun.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,45 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tracelens.errors import TraceLensError
 from tracelens_tui.worker import ReaderThread
 
 if TYPE_CHECKING:
     from tracelens.storage.reader import TraceReader
-    from tracelens_tui.model import Opening
+    from tracelens_tui.opening import Opening
+
+
+def view(
+    path: str | None = None,
+    *,
+    at: int | None = None,
+    serve: str | None = None,
+    paused: bool = False,
+    program: Sequence[str] = (),
+) -> int:
+    """Open the terminal interface and return the exit code (the face of ``tracelens view``).
+
+    Args:
+        path: the trace, or a directory of runs; the current directory's runs if ``None``.
+        at: id of the op to start at.
+        serve: ``HOST:PORT`` to show it at in a browser instead.
+        paused: the program that writes the trace stands still: it may be let go on
+            (``faces.GO_ON``) or ended (``faces.GIVE_UP``).
+        program: a command to run beside the screens, which writes the trace; its exit code is
+            ours.
+
+    Raises:
+        TraceError: the trace cannot be opened.
+    """
+    if serve is not None:
+        try:
+            from tracelens_tui.serve import serve as serve_at
+        except ImportError as error:
+            raise TraceLensError(
+                f"{error.name} is not installed: pip install 'tracelens-toolkit[serve]'"
+            ) from error
+        return serve_at(path, at=at, address=serve)
+    return start(path, at=at, paused=paused, command=program)
 
 
 def start(
@@ -22,7 +59,7 @@ def start(
     paused: bool = False,
     command: Sequence[str] = (),
 ) -> int:
-    """Open the application; see ``app.view``.
+    """Open the application; see ``view``.
 
     Raises:
         TraceError: the trace cannot be opened.
@@ -35,7 +72,7 @@ def start(
         return TraceLensApp(directory=Path(path).absolute() if path else None).run() or 0
     # Importing makes many objects and no rubbish; the application collects again once it is drawn.
     gc.disable()
-    pages = ReaderThread(path, "tracelens-pages")
+    pages = ReaderThread(path, "tracelens-pages", whole_shards=False)
     readable = pages.submit(lambda reader: None)
     opening = pages.submit(partial(_open, at=at))
     from tracelens_tui.app import TraceLensApp
@@ -73,6 +110,6 @@ def _is_trace(path: Path) -> bool:
 
 
 def _open(reader: TraceReader, at: int | None) -> Opening:
-    from tracelens_tui.model import open_at
+    from tracelens_tui.opening import open_at
 
     return open_at(reader, at, None)

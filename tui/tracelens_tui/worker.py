@@ -6,15 +6,16 @@ in through a queue, answers come back as futures.
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from tracelens.errors import TraceError, TraceLensError
-from tracelens.storage.reader import TraceReader, open_trace
+
+if TYPE_CHECKING:
+    from tracelens.storage.reader import TraceReader
 
 T = TypeVar("T")
 
@@ -28,11 +29,20 @@ class ReaderThread:
         path: the trace; opened in the thread at the first question.
         name: the thread's name.
         memory_limit_bytes: what DuckDB may use for this reader.
+        whole_shards: as for ``open_trace``; without, the first answer comes sooner.
     """
 
-    def __init__(self, path: str, name: str, memory_limit_bytes: int = 512 << 20) -> None:
+    def __init__(
+        self,
+        path: str,
+        name: str,
+        memory_limit_bytes: int = 512 << 20,
+        *,
+        whole_shards: bool = True,
+    ) -> None:
         self.path = path
         self._memory_limit_bytes = memory_limit_bytes
+        self._whole_shards = whole_shards
         self._jobs: deque[tuple[Callable[[TraceReader], object], Future[object]]] = deque()
         self._wake = threading.Condition()
         self._closed = False
@@ -61,6 +71,8 @@ class ReaderThread:
 
     async def answer(self, asked: Future[T]) -> T:
         """Wait for the answer to a question that was submitted; raises as ``ask`` does."""
+        import asyncio
+
         try:
             return await asyncio.wrap_future(asked)
         except TraceLensError:
@@ -83,6 +95,9 @@ class ReaderThread:
         self._thread.join(_PATIENCE_S)
 
     def _run(self) -> None:
+        # Imported here: the screen's thread has enough to import meanwhile.
+        from tracelens.storage.reader import open_trace
+
         reader: TraceReader | None = None
         while True:
             with self._wake:
@@ -95,7 +110,11 @@ class ReaderThread:
                 continue
             try:
                 if reader is None:
-                    reader = open_trace(self.path, memory_limit_bytes=self._memory_limit_bytes)
+                    reader = open_trace(
+                        self.path,
+                        memory_limit_bytes=self._memory_limit_bytes,
+                        whole_shards=self._whole_shards,
+                    )
                 result = question(reader)
             except BaseException as error:
                 answer.set_exception(error)

@@ -34,19 +34,26 @@ _SQL_ROWS = 1_000_000
 
 
 def open_trace(
-    path: str | os.PathLike[str], *, memory_limit_bytes: int = MEMORY_LIMIT_BYTES
+    path: str | os.PathLike[str],
+    *,
+    memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
+    whole_shards: bool = True,
 ) -> TraceReader:
     """Open a trace directory.
 
     Args:
         path: the trace (``run.tltrace``).
         memory_limit_bytes: memory that DuckDB may use for one trace.
+        whole_shards: read the ops of small shards into memory, which pays when many questions
+            follow. The first page is there sooner, and in less memory, without.
 
     Raises:
         TraceError: no trace is there, it is of a newer format, or its manifest is torn. Other
             damage does not raise: ``health()`` tells it.
     """
-    return TraceReader(open_catalog(path), memory_limit_bytes=memory_limit_bytes)
+    return TraceReader(
+        open_catalog(path), memory_limit_bytes=memory_limit_bytes, whole_shards=whole_shards
+    )
 
 
 class TraceReader:
@@ -57,7 +64,14 @@ class TraceReader:
         manifest: what is true of the whole run.
     """
 
-    def __init__(self, catalog: Catalog, *, memory_limit_bytes: int = MEMORY_LIMIT_BYTES) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        *,
+        memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
+        whole_shards: bool = True,
+    ) -> None:
+        self._whole_shards = whole_shards
         self._memory_limit_bytes = memory_limit_bytes
         self._use(catalog)
 
@@ -66,7 +80,9 @@ class TraceReader:
         self.path: Path = catalog.run_dir
         self.manifest: Manifest = catalog.manifest
         self._sql = SqlTables(catalog, self._memory_limit_bytes)
-        self._readers = [ShardReader(shard, self._sql) for shard in catalog.shards]
+        self._readers = [
+            ShardReader(shard, self._sql, whole=self._whole_shards) for shard in catalog.shards
+        ]
         self._sql.readers = self._readers
         self._events = EventStore(self._readers)
 

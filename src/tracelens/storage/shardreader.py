@@ -41,16 +41,22 @@ class DatabaseSource(Protocol):
 class ShardReader:
     """Reads one shard; damaged segments are set aside and told in ``problems``.
 
+    Args:
+        shard: its files.
+        source: opens the connection.
+        whole: read its ops into memory if they are few.
+
     Attributes:
         shard: its files.
         problems: what was found wrong with them so far.
         search: finds ops by a condition.
     """
 
-    def __init__(self, shard: ShardFiles, source: DatabaseSource) -> None:
+    def __init__(self, shard: ShardFiles, source: DatabaseSource, *, whole: bool = True) -> None:
         self.shard = shard
         self.problems: list[Problem] = []
         self._source = source
+        self._whole = whole
         self._checked: set[SegmentFile] = set()
         self._live: LiveShard | None = None
         self._stores: list[OpStore] | None = None
@@ -197,7 +203,8 @@ class ShardReader:
         ops, stats = self.shard.segments.get("ops", []), self.shard.segments.get("stats", [])
         both = [*ops, *stats]
         small = (
-            sum(file.rows for file in both) <= SMALL_ROWS
+            self._whole
+            and sum(file.rows for file in both) <= SMALL_ROWS
             and sum(file.size_bytes for file in both) <= SMALL_BYTES
         )
         if ops and small:
