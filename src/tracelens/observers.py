@@ -66,9 +66,12 @@ class Observers:
     def end_step(self, step: int) -> dict[str, Any]:
         """A step ended; return the scalars that backends have for it."""
         scalars: dict[str, Any] = {}
+        hits = 0.0
         for backend in self.running:
-            scalars.update(self._ask(backend, "end_step", step) or {})
-        return scalars
+            told = self._ask(backend, "end_step", step) or {}
+            hits += told.pop("hits", 0)  # each backend counts its own
+            scalars.update(told)
+        return {"hits": hits, **scalars} if hits else scalars
 
     def step_failed(self, error: BaseException) -> None:
         """An exception of the program leaves the running step."""
