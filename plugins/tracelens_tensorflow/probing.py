@@ -155,6 +155,7 @@ class _Placing:
         self._number = number
         self._steps = steps
         self._frame = ""
+        self._call_probes: list[str] = []
 
     def run(self, graph: Any) -> None:
         steps = self._steps
@@ -190,6 +191,8 @@ class _Placing:
         node.attr["also"].list.i.extend(also)
         self._editor.add_node(node)
         self._editor.keep(node.name)
+        if planned.kind is Kind.CALL:
+            self._call_probes.append(node.name)
 
     def _link_outputs(self, graph: Any) -> None:
         """Tell where the outputs lie before anyone is handed them."""
@@ -212,6 +215,8 @@ class _Placing:
         node = self._node("Link", name, [tensor for tensor, _ in kept])
         node.attr["codes"].list.i.extend(code for _, code in kept)
         node.attr["graph"].i = self._number
+        # A value may lie where one that a call returned did: that one is asked for first.
+        node.input.extend(f"^{probe}" for probe in self._call_probes)
         self._editor.add_node(node)
         self._editor.keep(node.name)
         return str(node.name)
