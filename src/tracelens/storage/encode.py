@@ -318,7 +318,10 @@ def _select(columns: _Columns, kind: RecordKind) -> _Columns | None:
 
 def _table(name: str, columns: dict[str, pa.Array]) -> pa.Table:
     schema = arrow_schema(name)
-    return pa.Table.from_arrays([columns[field.name] for field in schema], schema=schema)
+    rows = len(next(iter(columns.values())))
+    # A column that only a profiler can fill is not among them.
+    arrays = [columns[f.name] if f.name in columns else pa.nulls(rows, f.type) for f in schema]
+    return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def _nullable(values: NDArray[Any], valid: NDArray[np.bool_]) -> pa.Array:

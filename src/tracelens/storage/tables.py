@@ -81,6 +81,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("in_dtypes", "dictionary", "JSON dtypes of the inputs", True),
         *_stat_columns("output 0"),
         Column("flags", "int32", "events.OpFlag bits"),
+        Column("in_values", "dictionary", "JSON scalar arguments, as a profiler tells", True),
     ),
     "stats": (
         Column("op_id", "int64", "op that read or wrote the tensor"),
@@ -154,10 +155,65 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("stream", "int32", "stream"),
         Column("start_ns", "int64", "start, ns since the manifest's epoch_unix_ns"),
         Column("duration_ns", "int64", "duration"),
-        Column("size_bytes", "int64", "bytes moved", True),
+        Column("size_bytes", "int64", "bytes moved or sent", True),
         Column("grid", "dictionary", "launch grid", True),
         Column("block", "dictionary", "launch block", True),
         Column("comm_group", "dictionary", "process group of a collective", True),
+        Column("span_id", "int64", "span of the call that launched it", True),
+        Column("collective", "dictionary", "'allreduce', 'allgather', ...", True),
+        Column("comm_ranks", "int32", "processes in the group", True),
+        Column("comm_dtype", "dictionary", "element type of a collective", True),
+        Column("occupancy", "float32", "estimated occupancy, percent", True),
+        Column("args", "dictionary", "JSON of what else the profiler told", True),
+    ),
+    "spans": (
+        Column("span_id", "int64", "id, unique in the shard; a parent's is below its children's"),
+        _RANK,
+        _STEP,
+        Column("kind", "dictionary", "what ran: see SPAN_KINDS"),
+        Column("name", "dictionary", "name ('cudaLaunchKernel', 'train.py(12): step')"),
+        Column("pid", "int64", "process id, or what the profiler calls one", True),
+        Column("tid", "int64", "thread id, or what the profiler calls one"),
+        Column("start_ns", "int64", "start, ns since the manifest's epoch_unix_ns"),
+        Column("duration_ns", "int64", "duration"),
+        Column("parent_id", "int64", "enclosing span of the same thread", True),
+        Column("op_id", "int64", "innermost op around it", True),
+        Column("corr_id", "int64", "correlation id of a launch", True),
+        Column("module", "dictionary", "module path", True),
+        Column("file", "dictionary", "file of a Python frame", True),
+        Column("line", "int32", "1-based line in that file", True),
+        Column("function", "dictionary", "function of that frame", True),
+        Column("args", "dictionary", "JSON of what else the profiler told", True),
+    ),
+    "memory": (
+        _RANK,
+        _STEP,
+        Column("t_ns", "int64", "when, ns since the manifest's epoch_unix_ns"),
+        Column("device", "dictionary", "'cpu', 'cuda:0'"),
+        Column("size_bytes", "int64", "allocated (above 0) or freed (below 0)"),
+        Column("address", "int64", "address, as a signed number", True),
+        Column("allocated_bytes", "int64", "allocated on the device afterwards", True),
+        Column("reserved_bytes", "int64", "reserved by the allocator afterwards", True),
+        Column("op_id", "int64", "op that ran", True),
+        Column("owner", "dictionary", "what it is for: see MEMORY_OWNERS", True),
+        Column("file", "dictionary", "file of the user's frame", True),
+        Column("line", "int32", "1-based line in that file", True),
+    ),
+    "samples": (
+        _RANK,
+        Column("step", "int64", "training step; NULL = not known", True),
+        Column("t_ns", "int64", "when, ns since the manifest's epoch_unix_ns", True),
+        Column("thread", "dictionary", "thread's name or id"),
+        Column("stack", "dictionary", "frames 'function (file:line)', outermost first, by lines"),
+        Column("duration_ns", "int64", "time that the sample stands for"),
+        Column("count", "int64", "samples in this row"),
+    ),
+    "counters": (
+        _RANK,
+        Column("t_ns", "int64", "when, ns since the manifest's epoch_unix_ns"),
+        Column("name", "dictionary", "counter ('GPU Utilization')"),
+        Column("device", "dictionary", "device", True),
+        Column("value", "float64", "its value from then on"),
     ),
     "shards": (
         Column("shard", "string", "name, '<rank>-<attempt>'"),
@@ -190,6 +246,25 @@ TABLES: dict[str, tuple[Column, ...]] = {
     ),
 }
 """Table name -> columns, in file order. A later minor version may only add NULLable columns."""
+
+SPAN_KINDS = (
+    "runtime",
+    "python",
+    "module",
+    "annotation",
+    "step",
+    "data",
+    "sync",
+    "device_annotation",
+    "overhead",
+    "other",
+)
+"""What a span can be: a call of the device runtime or driver, a Python function, a module's call, a
+range that the program named, a training step, the loading of a batch, a wait for a device, a named
+range as the device saw it, the profiler's own cost, anything else."""
+
+MEMORY_OWNERS = ("parameter", "gradient", "activation", "optimizer_state", "input", "temporary")
+"""What an allocation can be for; NULL where it is not known."""
 
 RUN_TABLES = ("shards", "segments")
 """Tables kept once for the run (``shards/shards.parquet``, ``shards/segments.parquet``)."""

@@ -1,0 +1,1 @@
+"""What pytest loads; it imports nothing but pytest, so that it costs nothing unused."""
