@@ -5,14 +5,12 @@ The trace is made beside its final place and moved there when it is whole.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tracelens.errors import ConfigError, TraceLensError
+from tracelens.convert.bulktrace import fresh_trace
 from tracelens.events import MAX_SLOT, NO_ID, SLOT_BITS, OpFlag, Phase, RecordKind, Role, Stats
 from tracelens.storage.manifest import new_manifest, write_manifest
 from tracelens.storage.rundir import CREATED_BY
@@ -210,29 +208,16 @@ def new_trace(
         ConfigError: there is something already.
         TraceLensError: it cannot be written.
     """
-    if out_path.exists() and not force:
-        raise ConfigError(f"{out_path} already exists: choose another path, or pass --force")
-    if out_path.exists() and not (out_path / "manifest.json").exists():
-        raise ConfigError(f"{out_path} is no trace, and is not replaced: choose another path")
-    temporary = out_path.with_name(f".tmp-{os.getpid()}-{out_path.name}")
-    writer: ShardWriter | None = None
-    try:
-        temporary.mkdir(parents=True)
-        write_manifest(temporary, new_manifest(epoch_unix_ns, 1, CREATED_BY))
+    with fresh_trace(out_path, force=force) as run_dir:
+        write_manifest(run_dir, new_manifest(epoch_unix_ns, 1, CREATED_BY))
         writer = ShardWriter(
-            temporary, mode="stream", on_full="block", framework=framework, host=host
+            run_dir, mode="stream", on_full="block", framework=framework, host=host
         )
-        yield NewTrace(writer, explain)
-        writer.close()
-        if out_path.exists():
-            shutil.rmtree(out_path)
-        temporary.replace(out_path)
-    except OSError as error:
-        raise TraceLensError(f"cannot write {out_path}: {error.strerror or error}") from None
-    finally:
-        if writer is not None:
+        try:
+            yield NewTrace(writer, explain)
+            writer.close()
+        finally:
             writer.close("failed")
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def hit_flags(bad: bool | None) -> int:
