@@ -35,6 +35,15 @@ FILLS = words(
 WHOLE_FILLS = words("full full_like new_full fill scalar_tensor")
 """Fills that keep nothing of the tensor they are given first."""
 
+RUNNING_STATISTICS = dict.fromkeys(
+    words(
+        "native_batch_norm _native_batch_norm_legit _batch_norm_with_update cudnn_batch_norm "
+        "miopen_batch_norm batch_norm"
+    ),
+    slice(3, 5),
+)
+"""Inputs that an op itself updates from its first input: bad ones beside a bad first are its doing."""
+
 FINITE_FILLS = words(
     "zeros zeros_like new_zeros zero ones ones_like new_ones arange range linspace logspace eye "
     "randint randperm range lin_space one_hot random_uniform truncated_normal "

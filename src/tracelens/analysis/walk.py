@@ -15,6 +15,7 @@ from itertools import count, islice
 from tracelens.analysis.names import (
     BATCH_OPS,
     FILLS,
+    RUNNING_STATISTICS,
     WHOLE_FILLS,
     canonical,
     display,
@@ -177,6 +178,9 @@ class Walk:
         ]
         if name in WHOLE_FILLS:
             states[:1] = [FINITE] * len(states[:1])
+        updated = RUNNING_STATISTICS.get(name)
+        if updated is not None and states and states[0].sure & kind:
+            states[updated] = [FINITE] * len(states[updated])
         possible = Bad.NONE
         sure = Bad.NONE
         for state in states:

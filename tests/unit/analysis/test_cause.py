@@ -158,6 +158,20 @@ def test_a_value_without_a_producer_is_data(g: Graph) -> None:
     assert finding["exact"] is True
 
 
+def test_running_statistics_are_not_blamed_for_the_batch_that_spoiled_them(g: Graph) -> None:
+    x = g.op("aten::div", g.outside(), g.outside(), nan=4)
+    statistics = (g.outside(nan=4), g.outside(nan=4))
+    y = g.op("aten::native_batch_norm", x, g.outside(), g.outside(), *statistics, nan=8)
+    assert blamed(g, "loss", y)["first_cause"]["op_id"] == x.op_id
+
+
+def test_running_statistics_that_came_in_bad_are_blamed(g: Graph) -> None:
+    x = g.op("aten::div", g.outside(), g.outside())
+    statistics = (g.outside(nan=4), g.outside(nan=4))
+    y = g.op("aten::native_batch_norm", x, g.outside(), g.outside(), *statistics, nan=8)
+    assert blamed(g, "loss", y)["first_cause"]["op_id"] == y.op_id
+
+
 def test_an_outside_inf_among_varied_values_is_data_not_a_mask(g: Graph) -> None:
     x = g.outside(posinf=1, vmin=-3.0, vmax=4.0)
     centred = g.op("aten::sub", x, g.op("aten::mean", x, posinf=1), nan=1)
