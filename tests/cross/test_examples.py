@@ -68,7 +68,7 @@ def test_an_example_trains_under_guard_and_its_trace_is_clean(name: str, tmp_pat
     assert last_words in done.stdout
     verdict = _python("-m", "tracelens", "why", "--json", trace, cwd=tmp_path)
     assert verdict.returncode == 0, verdict.stdout
-    summary = _python("-m", "tracelens", "query", "--json", trace, "SELECT count(*) FROM steps",
+    summary = _python("-m", "tracelens", "query", "--json", trace, "SELECT count(loss) FROM steps",
                       cwd=tmp_path)  # fmt: skip
     assert json.loads(summary.stdout)["rows"] == [[steps]]
 
