@@ -1,25 +1,40 @@
-"""Reads XPlane profiles (``*.xplane.pb``): which op ran when, where, on which thread.
+"""Reads XPlane profiles (``*.xplane.pb``): which op and kernel ran when, where, on which thread.
 
-Field numbers are those of XLA's ``xplane.proto``. Read are the host's lines, on which an op's
-event is named ``name:type``; an eager op's has its type in the event around it. Planes of devices
-hold kernels, which are counted only.
+On a line of the host an op's event is named ``name:type``; an eager op's has its type in the event
+around it. A device's plane holds its streams, and lines that other tools derived from them.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from tracelens.convert.protowire import fields, integer, message, signed, text
+from tracelens.convert.xplane_wire import (
+    ABSOLUTE_NS,
+    DEVICE,
+    HOST,
+    Line,
+    Plane,
+    Stat,
+    space,
+)
 
-_HOST = "/host:CPU"
-_ENVIRONMENT = "Task Environment"
-_DEVICE = "/device:"
-_EAGER = "EagerLocalExecute: "
+EAGER = "EagerLocalExecute: "
 _EAGER_KERNEL = "EagerKernelExecute"
 _FUNCTIONS = ("__inference_", "__forward_", "__backward_")
-_ABSOLUTE_NS = 10**15
-"""Times past this are Unix times (2001 and later), others are since the profile's start."""
+_STREAM = re.compile(r"^Stream #(\d+)")
+_DEVICE_NUMBER = re.compile(r":(\d+)$")
+_SIZE = re.compile(r"\bsize:(\d+)")
+_DETAIL = re.compile(r"(\w+):([\w.,]+)")
+_COMM = re.compile(r"nccl|rccl", re.IGNORECASE)
+_COLLECTIVE = re.compile(
+    r"^%?(all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute|"
+    r"collective-broadcast|send|recv)\b"
+)
+"""Instructions of XLA that talk to other devices."""
+_TPU_OPS, _TPU_ASYNC = "XLA Ops", "Async XLA Ops"
+_MARKS = ("Steps", "XLA Modules", "XLA TraceMe")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,28 +56,63 @@ class ProfiledOp:
     duration_ns: int
 
 
+@dataclass(frozen=True, slots=True)
+class ProfiledKernel:
+    """Work of a device.
+
+    Attributes:
+        name: the kernel's, or the copy's.
+        kind: ``kernel``, ``comm``, ``memcpy`` or ``memset``.
+        device: its number.
+        stream: of the device; a TPU has one for its ops and one for its transfers.
+        start_unix_ns: when it began.
+        duration_ns: how long it took.
+        corr_id: what the call that launched it has too; ``None`` if it is not told.
+        op: the op that it belongs to, ``name:type``; of XLA the path of its source.
+        hlo_op: the instruction of XLA.
+        hlo_module: the program of XLA.
+        size_bytes: what a copy moved.
+        grid: the launch's grid, ``"8,1,1"``.
+        block: the launch's block.
+        occupancy: percent.
+        details: what else is told.
+    """
+
+    name: str
+    kind: str
+    device: int
+    stream: int
+    start_unix_ns: int
+    duration_ns: int
+    corr_id: int | None = None
+    op: str = ""
+    hlo_op: str = ""
+    hlo_module: str = ""
+    size_bytes: int | None = None
+    grid: str = ""
+    block: str = ""
+    occupancy: float | None = None
+    details: dict[str, Stat] = field(default_factory=dict)
+
+
 @dataclass(slots=True)
 class Profile:
     """A profile.
 
     Attributes:
         ops: the host's ops, line by line.
-        device_events: how many events the planes of devices hold.
+        kernels: the devices' work, stream by stream.
         warnings: what the profiler said went wrong.
     """
 
     ops: list[ProfiledOp] = field(default_factory=list)
-    device_events: int = 0
+    kernels: list[ProfiledKernel] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
-
-@dataclass(slots=True)
-class _Plane:
-    name: str = ""
-    lines: list[bytes] = field(default_factory=list)
-    events: dict[int, tuple[str, str]] = field(default_factory=dict)
-    stat_names: dict[int, str] = field(default_factory=dict)
-    stats: list[bytes] = field(default_factory=list)
+    @property
+    def device_events(self) -> int:
+        """How many kernels and copies there are."""
+        return len(self.kernels)
 
 
 def read(data: bytes) -> Profile:
@@ -74,101 +124,180 @@ def read(data: bytes) -> Profile:
     Raises:
         WireError: it is none, or damaged.
     """
-    profile = Profile()
-    planes = []
-    for number, value in fields(data):
-        if number == 1:
-            planes.append(_plane(message(value)))
-        elif number in (2, 3):
-            profile.warnings.append(text(value))
-    start_ns = next((_start_of(p) for p in planes if p.name == _ENVIRONMENT), 0)
-    for plane in planes:
-        if plane.name == _HOST:
-            for line in plane.lines:
+    found = space(data)
+    profile = Profile(warnings=found.warnings)
+    start_ns = found.start_unix_ns()
+    for plane in found.planes:
+        if plane.name == HOST:
+            for line in plane.lines():
                 profile.ops.extend(_ops_of(line, plane, start_ns))
-        elif plane.name.startswith(_DEVICE):
-            profile.device_events += sum(_n_events(line) for line in plane.lines)
+        elif plane.name.startswith(DEVICE):
+            profile.kernels.extend(kernels(plane, start_ns))
     return profile
 
 
-def _plane(data: bytes) -> _Plane:
-    plane = _Plane()
-    for number, value in fields(data):
-        if number == 2:
-            plane.name = text(value)
-        elif number == 3:
-            plane.lines.append(message(value))
-        elif number == 4:
-            key, entry = _entry(message(value))
-            names = {n: text(v) for n, v in fields(entry) if n in (2, 4)}
-            plane.events[key] = names.get(2, ""), names.get(4, "")
-        elif number == 5:
-            key, entry = _entry(message(value))
-            plane.stat_names[key] = next((text(v) for n, v in fields(entry) if n == 2), "")
-        elif number == 6:
-            plane.stats.append(message(value))
-    return plane
+def kernels(plane: Plane, start_ns: int) -> Iterator[ProfiledKernel]:
+    """Yield the work of a device's streams.
 
+    Args:
+        plane: of a device.
+        start_ns: Unix time from which the profile's relative times count.
 
-def _entry(data: bytes) -> tuple[int, bytes]:
-    """Return the key and value of a map's entry."""
-    key, value = 0, b""
-    for number, part in fields(data):
-        if number == 1:
-            key = signed(integer(part))
-        elif number == 2:
-            value = message(part)
-    return key, value
-
-
-def _start_of(plane: _Plane) -> int:
-    for stat in plane.stats:
-        parts = dict(fields(stat))
-        name = plane.stat_names.get(integer(parts.get(1, 0)), "")
-        if name == "profile_start_time":
-            return integer(parts.get(3, parts.get(4, 0)))
-    return 0
-
-
-def _ops_of(data: bytes, plane: _Plane, start_ns: int) -> Iterator[ProfiledOp]:
-    thread = begin_ns = 0
-    events = []
-    for number, value in fields(data):
-        if number == 1:
-            thread = integer(value) & 0x7FFFFFFF
-        elif number == 3:
-            begin_ns = signed(integer(value))
-        elif number == 4:
-            events.append(message(value))
-    if begin_ns < _ABSOLUTE_NS:
-        begin_ns += start_ns
-    eager, eager_end_ps = "", -1
-    for event in events:
-        kind = offset_ps = duration_ps = 0
-        for number, value in fields(event):
-            if isinstance(value, int):
-                if number == 1:
-                    kind = signed(value)
-                elif number == 2:
-                    offset_ps = signed(value)
-                elif number == 3:
-                    duration_ps = signed(value)
-        name, op_type = plane.events.get(kind, ("", ""))
-        if name.startswith(_EAGER):
-            eager, eager_end_ps = name[len(_EAGER) :], offset_ps + duration_ps
+    Raises:
+        WireError: an event is damaged.
+    """
+    device = device_number(plane.name)
+    for line in plane.lines():
+        stream = stream_of(line)
+        if stream is None:
             continue
-        if name == _EAGER_KERNEL and offset_ps < eager_end_ps:
-            if eager.startswith(_FUNCTIONS):
-                continue  # what it calls is there op by op
-            name, op_type = eager, eager
-        elif op_type and name.endswith(f":{op_type}"):
-            name = name[: -len(op_type) - 1]
-        else:
+        begin_ns = begin_of(line, start_ns)
+        for event in line.decoded():
+            kind = plane.kinds.get(event.kind)
+            stats = plane.stats(kind.stats) if kind else {}
+            stats.update(plane.stats(event.stats))
+            name = (kind.display or kind.name) if kind else ""
+            if kind and line.name != _TPU_OPS and line.name != _TPU_ASYNC:
+                name = kind.name or kind.display
+            at = begin_ns + event.offset_ps // 1000
+            end = begin_ns + (event.offset_ps + event.duration_ps) // 1000
+            yield _kernel(name, device, stream, at, end - at, stats, line)
+
+
+def stream_of(line: Line) -> int | None:
+    """Return the stream that a device's line is, ``None`` for a line that was derived.
+
+    Examples:
+        >>> stream_of(Line(9, "Stream #13(Compute)", 0, ())), stream_of(Line(9, "Steps", 0, ()))
+        (13, None)
+    """
+    matched = _STREAM.match(line.name)
+    if matched:
+        return int(matched[1])
+    return {_TPU_OPS: 0, _TPU_ASYNC: 1}.get(line.name)
+
+
+def is_mark(line: Line) -> bool:
+    """Tell whether a device's line holds ranges of its programs and steps."""
+    return line.name in _MARKS
+
+
+def device_number(plane_name: str) -> int:
+    """Return a device's number.
+
+    Examples:
+        >>> device_number("/device:GPU:3"), device_number("/device:CUSTOM:Megascale Trace")
+        (3, 0)
+    """
+    matched = _DEVICE_NUMBER.search(plane_name)
+    return int(matched[1]) if matched else 0
+
+
+def begin_of(line: Line, start_ns: int) -> int:
+    """Return the Unix time that a line's offsets count from."""
+    return line.time_ns if line.time_ns >= ABSOLUTE_NS else line.time_ns + start_ns
+
+
+def thread_of(line: Line) -> int:
+    """Return a line's number as a thread id of 31 bits."""
+    return line.line_id & 0x7FFFFFFF
+
+
+def op_of(name: str, display: str) -> tuple[str, str] | None:
+    """Return an op's name and type from its event's, ``None`` if the event is no op.
+
+    Examples:
+        >>> op_of("dense/MatMul:_MklMatMul", "_MklMatMul"), op_of("FunctionRun", "")
+        (('dense/MatMul', '_MklMatMul'), None)
+    """
+    if display and name.endswith(f":{display}"):
+        return name[: -len(display) - 1], display
+    return None
+
+
+class Eager:
+    """Knows the eager op that runs on a line: its type stands in the event around it."""
+
+    def __init__(self) -> None:
+        self._name, self._end_ps = "", -1
+
+    def enter(self, name: str, end_ps: int) -> bool:
+        """Take note of an event; tell whether it was the one that names an eager op."""
+        if not name.startswith(EAGER):
+            return False
+        self._name, self._end_ps = name[len(EAGER) :], end_ps
+        return True
+
+    def op(self, name: str, offset_ps: int) -> tuple[str, str] | None:
+        """Return the eager op that an event runs; what a function calls is there op by op."""
+        if name != _EAGER_KERNEL or offset_ps >= self._end_ps:
+            return None
+        return None if self._name.startswith(_FUNCTIONS) else (self._name, self._name)
+
+
+def _ops_of(line: Line, plane: Plane, start_ns: int) -> Iterator[ProfiledOp]:
+    thread, begin_ns = thread_of(line), begin_of(line, start_ns)
+    eager = Eager()
+    for event in line.decoded():
+        kind = plane.kinds.get(event.kind)
+        if kind is None or eager.enter(kind.name, event.offset_ps + event.duration_ps):
             continue
-        yield ProfiledOp(
-            name, op_type, thread, begin_ns + offset_ps // 1000, max(0, duration_ps // 1000)
-        )
+        op = eager.op(kind.name, event.offset_ps) or op_of(kind.name, kind.display)
+        if op is not None:
+            at = begin_ns + event.offset_ps // 1000
+            yield ProfiledOp(*op, thread, at, event.duration_ps // 1000)
 
 
-def _n_events(line: bytes) -> int:
-    return sum(1 for number, _ in fields(line) if number == 4)
+def _kernel(
+    name: str,
+    device: int,
+    stream: int,
+    start_ns: int,
+    duration_ns: int,
+    stats: dict[str, Stat],
+    line: Line,
+) -> ProfiledKernel:
+    details = dict(_DETAIL.findall(_text(stats.pop("kernel_details", ""))))
+    copied = _text(stats.pop("memcpy_details", stats.pop("memset_details", "")))
+    size = _SIZE.search(copied)
+    corr = stats.pop("correlation_id", None)
+    occupancy = details.get("occ_pct")
+    if copied:
+        stats["copy"] = copied
+    return ProfiledKernel(
+        name,
+        _kind(name, line),
+        device,
+        stream,
+        start_ns,
+        duration_ns,
+        corr if isinstance(corr, int) else None,
+        _text(stats.pop("tf_op", "")),
+        _text(stats.pop("hlo_op", "")),
+        _text(stats.pop("hlo_module", "")),
+        int(size[1]) if size else None,
+        details.get("grid", ""),
+        details.get("block", ""),
+        _number(occupancy),
+        stats,
+    )
+
+
+def _kind(name: str, line: Line) -> str:
+    lower = name.lower()
+    if _COMM.search(name) or _COLLECTIVE.match(name):
+        return "comm"
+    if lower.startswith("memcpy") or (line.name == _TPU_ASYNC and "copy" in lower):
+        return "memcpy"
+    return "memset" if lower.startswith("memset") else "kernel"
+
+
+def _text(value: Stat) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _number(value: str | None) -> float | None:
+    try:
+        return None if value is None else float(value)
+    except ValueError:
+        return None

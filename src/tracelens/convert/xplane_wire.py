@@ -1,0 +1,282 @@
+"""The parts of an XPlane profile (``*.xplane.pb``): planes, their lines, the events on them.
+
+Field numbers are those of XLA's ``xplane.proto``. A plane's lines and an event's statistics are
+decoded when they are asked for, so that a reader holds one line's events at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from tracelens.convert.protowire import (
+    WireError,
+    double,
+    fields,
+    integer,
+    message,
+    signed,
+    text,
+)
+
+ABSOLUTE_NS = 10**15
+"""Times past this are Unix times (2001 and later), others are since the profile's start."""
+
+ENVIRONMENT = "Task Environment"
+HOST = "/host:CPU"
+HOST_CUPTI = "/host:CUPTI"
+DEVICE = "/device:"
+
+Stat = int | float | str | bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What the events of one kind have in common.
+
+    Attributes:
+        name: their name.
+        display: the name to be shown, if it is another.
+        stats: what is true of all of them, undecoded.
+    """
+
+    name: str = ""
+    display: str = ""
+    stats: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event of a line.
+
+    Attributes:
+        kind: its kind's id in ``Plane.kinds``.
+        offset_ps: when it began, picoseconds after the line's time.
+        duration_ps: how long it took.
+        stats: its own statistics, undecoded.
+    """
+
+    kind: int
+    offset_ps: int
+    duration_ps: int
+    stats: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A thread of the host, or a stream of a device.
+
+    Attributes:
+        line_id: its number.
+        name: its name.
+        time_ns: what its events' offsets count from.
+        events: its events, undecoded.
+    """
+
+    line_id: int
+    name: str
+    time_ns: int
+    events: tuple[bytes, ...]
+
+    def decoded(self) -> Iterator[Event]:
+        """Yield its events.
+
+        Raises:
+            WireError: one is damaged.
+        """
+        for data in self.events:
+            yield event(data)
+
+
+@dataclass(slots=True)
+class Plane:
+    """The host, a device, or facts of the profile.
+
+    Attributes:
+        name: ``/host:CPU``, ``/device:GPU:0`` ...
+        kinds: its events' kinds.
+        stat_names: the names of statistics, and the texts that some of them stand for.
+        lines_data: its lines, undecoded.
+    """
+
+    name: str = ""
+    kinds: dict[int, Kind] = field(default_factory=dict)
+    stat_names: dict[int, str] = field(default_factory=dict)
+    lines_data: list[bytes] = field(default_factory=list)
+    _stats: list[bytes] = field(default_factory=list)
+
+    def lines(self) -> Iterator[Line]:
+        """Yield its lines.
+
+        Raises:
+            WireError: one is damaged.
+        """
+        for data in self.lines_data:
+            yield _line(data)
+
+    def stats(self, data: tuple[bytes, ...] | list[bytes] | None = None) -> dict[str, Stat]:
+        """Return statistics by name: the plane's own, or those of an event or a kind."""
+        found: dict[str, Stat] = {}
+        for each in self._stats if data is None else data:
+            name, value = self._stat(each)
+            if value is not None:
+                found[name] = value
+        return found
+
+    def _stat(self, data: bytes) -> tuple[str, Stat | None]:
+        name: str = ""
+        value: Stat | None = None
+        for number, part in fields(data):
+            if number == 1:
+                name = self.stat_names.get(signed(integer(part)), "")
+            elif number == 2:
+                value = double(part)
+            elif number == 3:
+                value = integer(part)
+            elif number == 4:
+                value = signed(integer(part))
+            elif number == 5:
+                value = text(part)
+            elif number == 6:
+                value = message(part)
+            elif number == 7:
+                value = self.stat_names.get(integer(part), "")
+        return name, value
+
+
+@dataclass(slots=True)
+class Space:
+    """A profile of one host.
+
+    Attributes:
+        planes: its planes.
+        hosts: names of hosts.
+        warnings: what the profiler said went wrong.
+        torn: why the rest could not be read, empty if all was.
+    """
+
+    planes: list[Plane] = field(default_factory=list)
+    hosts: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    torn: str = ""
+
+    def start_unix_ns(self) -> int:
+        """Return the Unix time at which relative times start; 0 where it is not told."""
+        for plane in self.planes:
+            if plane.name == ENVIRONMENT:
+                start = plane.stats().get("profile_start_time", 0)
+                return start if isinstance(start, int) else 0
+        return 0
+
+
+def space(data: bytes, *, lenient: bool = False) -> Space:
+    """Read a serialized ``XSpace``.
+
+    Args:
+        data: the file.
+        lenient: keep the planes before damage, and say so in ``torn``.
+
+    Raises:
+        WireError: it is none, or damaged.
+    """
+    found = Space()
+    try:
+        for number, value in fields(data):
+            if number == 1:
+                found.planes.append(plane(message(value)))
+            elif number in (2, 3):
+                found.warnings.append(text(value))
+            elif number == 4:
+                found.hosts.append(text(value))
+            elif number > 4:
+                raise WireError(f"a field {number}, which an XSpace has not")
+    except WireError as error:
+        if not lenient or not any(each.lines_data for each in found.planes):
+            raise
+        found.torn = str(error)
+    return found
+
+
+def plane(data: bytes) -> Plane:
+    """Read a serialized ``XPlane``, its lines left for later.
+
+    Raises:
+        WireError: it is damaged.
+    """
+    found = Plane()
+    for number, value in fields(data):
+        if number == 2:
+            found.name = text(value)
+        elif number == 3:
+            found.lines_data.append(message(value))
+        elif number == 4:
+            key, entry = _entry(message(value))
+            found.kinds[key] = _kind(entry)
+        elif number == 5:
+            key, entry = _entry(message(value))
+            found.stat_names[key] = next((text(v) for n, v in fields(entry) if n == 2), "")
+        elif number == 6:
+            found._stats.append(message(value))
+    return found
+
+
+def event(data: bytes) -> Event:
+    """Read a serialized ``XEvent``.
+
+    Raises:
+        WireError: it is damaged.
+    """
+    kind = offset_ps = duration_ps = 0
+    stats = []
+    for number, value in fields(data):
+        if number == 4:
+            stats.append(message(value))
+        elif number == 1:
+            kind = signed(integer(value))
+        elif number == 2:
+            offset_ps = signed(integer(value))
+        elif number == 3:
+            duration_ps = max(0, signed(integer(value)))
+    return Event(kind, offset_ps, duration_ps, tuple(stats))
+
+
+def _entry(data: bytes) -> tuple[int, bytes]:
+    """Return the key and value of a map's entry."""
+    key, value = 0, b""
+    for number, part in fields(data):
+        if number == 1:
+            key = signed(integer(part))
+        elif number == 2:
+            value = message(part)
+    return key, value
+
+
+def _kind(data: bytes) -> Kind:
+    name = display = ""
+    stats = []
+    for number, value in fields(data):
+        if number == 2:
+            name = text(value)
+        elif number == 4:
+            display = text(value)
+        elif number == 5:
+            stats.append(message(value))
+    return Kind(name, display, tuple(stats))
+
+
+def _line(data: bytes) -> Line:
+    line_id = time_ns = 0
+    name = shown = ""
+    events = []
+    for number, value in fields(data):
+        if number == 4:
+            events.append(message(value))
+        elif number == 1:
+            line_id = signed(integer(value))
+        elif number == 2:
+            name = text(value)
+        elif number == 3:
+            time_ns = signed(integer(value))
+        elif number == 11:
+            shown = text(value)
+    return Line(line_id, name or shown, time_ns, tuple(events))
