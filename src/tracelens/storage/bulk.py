@@ -45,7 +45,10 @@ from tracelens.storage.tables import TABLES, Column, arrow_schema
 SEGMENT_ROWS = 1 << 20
 """Rows of a segment at most: it bounds what a reader holds of one file."""
 
-_IDS = {"ops": "op_id", "kernels": "kern_id", "spans": "span_id", "stats": "op_id"}
+_IDS = {
+    "ops": "op_id", "kernels": "kern_id", "spans": "span_id", "stats": "op_id",
+    "collectives": "coll_id",
+}  # fmt: skip
 _DEFAULTS: dict[str, Any] = {"step": -1, "kind": "op", "phase": "other", "tid": 0, "flags": 0}
 
 

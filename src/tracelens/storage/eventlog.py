@@ -1,4 +1,4 @@
-"""The lines of ``.events`` as rows of the tables ``events``, ``steps`` and ``tensors``."""
+"""The lines of ``.events`` as rows of ``events``, ``steps`` and the tables of ``APART``."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from tracelens.storage.jsonlines import dumps
 from tracelens.storage.tables import TABLES, arrow_schema
 
 _NAME_KEYS = {"sink": "name", "finding": "rule", "note": "kind", "data": "loader"}
-_TENSOR = "tensor"
+APART = {"tensor": "tensors", "collective": "collectives", "fingerprint": "fingerprints"}
+"""Kinds of lines that are rows of a table of their own, and no news to a reader of events."""
+
 _INT64 = range(-(1 << 63), 1 << 63)
+_INT32 = range(-(1 << 31), 1 << 31)
 
 
 class EventRows:
@@ -23,7 +26,9 @@ class EventRows:
         self._rank = rank
         self.next_id = first_id
         self.lost = 0
-        self._rows: dict[str, list[dict[str, Any]]] = {"events": [], "steps": [], "tensors": []}
+        self._rows: dict[str, list[dict[str, Any]]] = {
+            name: [] for name in ("events", "steps", *APART.values())
+        }
 
     def add(self, line: Any) -> None:
         """Take one line; what is no event counts as lost."""
@@ -33,8 +38,8 @@ class EventRows:
         kind = line["t"]
         if kind == "step":
             self._rows["steps"].append(self._step(line))
-        elif kind == _TENSOR:
-            self._rows["tensors"].append(self._tensor(line))
+        elif kind in APART:
+            self._rows[APART[kind]].append(self._row(APART[kind], line))
         else:
             self._rows["events"].append(self._event(kind, line))
         self.next_id += 1
@@ -85,21 +90,24 @@ class EventRows:
             "payload": dumps(line),
         }
 
-    def _tensor(self, line: dict[str, Any]) -> dict[str, Any]:
+    def _row(self, table: str, line: dict[str, Any]) -> dict[str, Any]:
         row: dict[str, Any] = {"rank": self._rank}
-        for column in TABLES["tensors"]:
+        for column in TABLES[table]:
             value = line.get(column.name)
             if column.name == "rank":
                 continue
-            if column.type == "int64":
-                row[column.name] = _int(value, None if column.nullable else -1)
+            if column.type in ("int64", "int32"):
+                known = _INT32 if column.type == "int32" else _INT64
+                row[column.name] = _int(value, None if column.nullable else -1, known)
+            elif column.type == "float64":
+                row[column.name] = _float(value)
             else:
                 row[column.name] = _str(value) if column.nullable else _str(str(value or ""))
         return row
 
 
-def _int(value: Any, default: int | None = None) -> int | None:
-    return value if type(value) is int and value in _INT64 else default
+def _int(value: Any, default: int | None = None, known: range = _INT64) -> int | None:
+    return value if type(value) is int and value in known else default
 
 
 def _float(value: Any) -> float | None:

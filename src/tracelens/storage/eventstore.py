@@ -14,8 +14,8 @@ from tracelens.storage.shardreader import ShardReader
 MAX_EVENTS = 1_000_000
 """A shard's later events are not read into memory; ``sql`` reads them all."""
 
-_STORED_APART = frozenset({"tensor"})
-"""Kinds with a table of their own that are no news to a reader of events."""
+_STORED_APART = frozenset({"tensor", "collective", "fingerprint"})
+"""Kinds with a table of their own (``eventlog.APART``); that module would cost pyarrow here."""
 
 
 class EventStore:
