@@ -145,7 +145,7 @@ class BulkShard:
             self._add(name, table.slice(at, SEGMENT_ROWS))
         return int(table.num_rows)
 
-    def event(self, kind: str, **fields: Any) -> None:
+    def event(self, kind: str, /, **fields: Any) -> None:
         """Add an event, as ``ShardWriter.event`` does (``step``, ``note``, ``finding`` …)."""
         self._events.add({"t": kind, **fields})
 
