@@ -24,16 +24,16 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
+from tracelens.storage.columns import Coded, Masked
 from tracelens.storage.eventlog import EventRows
 from tracelens.storage.manifest import SHARDS_DIR, Segment, ShardState, write_manifest, write_shard
 from tracelens.storage.manifest import new_manifest as _new_manifest
@@ -41,6 +41,8 @@ from tracelens.storage.rundir import CREATED_BY
 from tracelens.storage.segments import SegmentStore
 from tracelens.storage.summary import write_run_tables
 from tracelens.storage.tables import TABLES, Column, arrow_schema
+
+__all__ = ["SEGMENT_ROWS", "BulkShard", "Coded", "Masked", "arrow_table"]
 
 SEGMENT_ROWS = 1 << 20
 """Rows of a segment at most: it bounds what a reader holds of one file."""
@@ -50,32 +52,6 @@ _IDS = {
     "collectives": "coll_id",
 }  # fmt: skip
 _DEFAULTS: dict[str, Any] = {"step": -1, "kind": "op", "phase": "other", "tid": 0, "flags": 0}
-
-
-@dataclass(frozen=True, slots=True)
-class Coded:
-    """A column of strings of which few are distinct.
-
-    Attributes:
-        codes: index of each row's string in ``texts``, below 0 for NULL; integers of shape (rows,).
-        texts: the distinct strings.
-    """
-
-    codes: ArrayLike
-    texts: Sequence[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Masked:
-    """A column of numbers of which some are NULL.
-
-    Attributes:
-        values: shape (rows,).
-        null: true where a row's value is NULL, shape (rows,).
-    """
-
-    values: ArrayLike
-    null: ArrayLike
 
 
 class BulkShard:
