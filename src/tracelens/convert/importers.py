@@ -14,7 +14,10 @@ from tracelens.errors import TraceError
 
 Progress = Callable[[int, int, str], None]
 
-IMPORTERS = {"tfdbg": "a folder of tfdbg v2 (tf.debugging.experimental.enable_dump_debug_info)"}
+IMPORTERS = {
+    "tfdbg": "a folder of tfdbg v2 (tf.debugging.experimental.enable_dump_debug_info)",
+    "xplane": "XPlane profiles of TensorFlow or JAX (*.xplane.pb, or the profiler's folder)",
+}
 """Name of the module in `tracelens.convert` -> what it reads, for messages."""
 
 

@@ -1,303 +1,174 @@
-"""Reads XPlane profiles (``*.xplane.pb``): which op and kernel ran when, where, on which thread.
+"""XPlane profiles of TensorFlow and JAX (``*.xplane.pb``) as a trace, a rank for each host.
 
-On a line of the host an op's event is named ``name:type``; an eager op's has its type in the event
-around it. A device's plane holds its streams, and lines that other tools derived from them.
+Read is a file, or a folder in which TensorFlow's profiler wrote: of several runs in
+``plugins/profile/`` the last one. A profile of a host is held in memory as its bytes and as
+columns of numbers, one host at a time.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
 
-from tracelens.convert.xplane_wire import (
-    ABSOLUTE_NS,
-    DEVICE,
-    HOST,
-    Line,
-    Plane,
-    Stat,
-    space,
-)
+from tracelens.convert._columns import Imported
+from tracelens.convert.bulktrace import fresh_trace
+from tracelens.convert.newtrace import Explain
+from tracelens.convert.protowire import WireError
+from tracelens.convert.xplane_host import HostRows
+from tracelens.convert.xplane_profile import Profile, ProfiledKernel, ProfiledOp, read
+from tracelens.convert.xplane_wire import ABSOLUTE_NS, Space, space
+from tracelens.errors import TraceError
+from tracelens.storage.bulk import BulkShard
 
-EAGER = "EagerLocalExecute: "
-_EAGER_KERNEL = "EagerKernelExecute"
-_FUNCTIONS = ("__inference_", "__forward_", "__backward_")
-_STREAM = re.compile(r"^Stream #(\d+)")
-_DEVICE_NUMBER = re.compile(r":(\d+)$")
-_SIZE = re.compile(r"\bsize:(\d+)")
-_DETAIL = re.compile(r"(\w+):([\w.,]+)")
-_COMM = re.compile(r"nccl|rccl", re.IGNORECASE)
-_COLLECTIVE = re.compile(
-    r"^%?(all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute|"
-    r"collective-broadcast|send|recv)\b"
-)
-"""Instructions of XLA that talk to other devices."""
-_TPU_OPS, _TPU_ASYNC = "XLA Ops", "Async XLA Ops"
-_MARKS = ("Steps", "XLA Modules", "XLA TraceMe")
+__all__ = ["Profile", "ProfiledKernel", "ProfiledOp", "convert", "read", "sniff"]
+
+Progress = Callable[[int, int, str], None]
+
+_ENDING = ".xplane.pb"
+_REPLACEMENT = "\ufffd".encode()
+_LOOKED_AT_BYTES = 1 << 20
+_MAX_TOLD = 16
 
 
-@dataclass(frozen=True, slots=True)
-class ProfiledOp:
-    """An op as it ran.
-
-    Attributes:
-        name: its name in its graph; of an eager op its type.
-        op_type: its type as executed (``_MklMatMul``).
-        thread: of the line it stands on.
-        start_unix_ns: when it began.
-        duration_ns: how long it took.
-    """
-
-    name: str
-    op_type: str
-    thread: int
-    start_unix_ns: int
-    duration_ns: int
+def sniff(path: Path) -> bool:
+    """Tell whether a path is an XPlane profile, or a folder that holds one."""
+    if path.is_file():
+        return path.name.endswith(_ENDING)
+    return path.is_dir() and bool(_runs(path))
 
 
-@dataclass(frozen=True, slots=True)
-class ProfiledKernel:
-    """Work of a device.
-
-    Attributes:
-        name: the kernel's, or the copy's.
-        kind: ``kernel``, ``comm``, ``memcpy`` or ``memset``.
-        device: its number.
-        stream: of the device; a TPU has one for its ops and one for its transfers.
-        start_unix_ns: when it began.
-        duration_ns: how long it took.
-        corr_id: what the call that launched it has too; ``None`` if it is not told.
-        op: the op that it belongs to, ``name:type``; of XLA the path of its source.
-        hlo_op: the instruction of XLA.
-        hlo_module: the program of XLA.
-        size_bytes: what a copy moved.
-        grid: the launch's grid, ``"8,1,1"``.
-        block: the launch's block.
-        occupancy: percent.
-        details: what else is told.
-    """
-
-    name: str
-    kind: str
-    device: int
-    stream: int
-    start_unix_ns: int
-    duration_ns: int
-    corr_id: int | None = None
-    op: str = ""
-    hlo_op: str = ""
-    hlo_module: str = ""
-    size_bytes: int | None = None
-    grid: str = ""
-    block: str = ""
-    occupancy: float | None = None
-    details: dict[str, Stat] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class Profile:
-    """A profile.
-
-    Attributes:
-        ops: the host's ops, line by line.
-        kernels: the devices' work, stream by stream.
-        warnings: what the profiler said went wrong.
-    """
-
-    ops: list[ProfiledOp] = field(default_factory=list)
-    kernels: list[ProfiledKernel] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-
-    @property
-    def device_events(self) -> int:
-        """How many kernels and copies there are."""
-        return len(self.kernels)
-
-
-def read(data: bytes) -> Profile:
-    """Read a profile.
+def convert(
+    path: Path,
+    out_path: Path,
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
+    explain: Explain | None = None,
+) -> Imported:
+    """Write a profile as a trace.
 
     Args:
-        data: a serialized ``XSpace``.
+        path: a file, or the profiler's folder.
+        out_path: the trace to be made.
+        force: replace a trace that is there.
+        progress: called with ``(bytes read, bytes in all, what)``.
+        explain: not used: a profile holds no values.
 
     Raises:
-        WireError: it is none, or damaged.
+        TraceError: nothing there can be read.
+        ConfigError: ``out_path`` exists.
     """
-    found = space(data)
-    profile = Profile(warnings=found.warnings)
-    start_ns = found.start_unix_ns()
-    for plane in found.planes:
-        if plane.name == HOST:
-            for line in plane.lines():
-                profile.ops.extend(_ops_of(line, plane, start_ns))
-        elif plane.name.startswith(DEVICE):
-            profile.kernels.extend(kernels(plane, start_ns))
-    return profile
+    problems: list[str] = []
+    files = _distinct(_files(path, problems), problems)
+    epoch_ns, files = _epoch(files, problems)
+    if not files:
+        raise TraceError(problems[-1] if problems else f"{path}: no {_ENDING} file there")
+    total = sum(each.stat().st_size for each in files)
+    ops = steps = kernels = rows = done = 0
+    with fresh_trace(out_path, force=force) as directory:
+        for rank, file in enumerate(files):
+            if progress is not None:
+                progress(done, total, file.name)
+            found = _read(file)
+            host = found.hosts[0] if found.hosts else file.name[: -len(_ENDING)]
+            if found.torn:
+                problems.append(f"{file}: the rest is damaged and left out: {found.torn}")
+            shard = BulkShard(
+                directory,
+                rank,
+                epoch_unix_ns=epoch_ns,
+                world_size=len(files),
+                framework="tensorflow",
+                host=host,
+            )
+            with shard:
+                shard.event("note", kind="import", severity="info", message=f"from {file.name}")
+                for line in found.warnings[:_MAX_TOLD]:
+                    message = f"the profiler says: {line}"
+                    shard.event("note", kind="profile", severity="warning", message=message)
+                made = HostRows(found, epoch_ns, problems).write(shard)
+            ops, kernels = ops + made.ops, kernels + made.kernels
+            steps, rows = max(steps, made.steps), rows + shard.rows
+            done += file.stat().st_size
+        if not rows:
+            raise TraceError(f"{path}: the profile holds no event")
+    return Imported(ops, steps, 0, tuple(problems[:_MAX_TOLD]), kernels, rows)
 
 
-def kernels(plane: Plane, start_ns: int) -> Iterator[ProfiledKernel]:
-    """Yield the work of a device's streams.
-
-    Args:
-        plane: of a device.
-        start_ns: Unix time from which the profile's relative times count.
-
-    Raises:
-        WireError: an event is damaged.
-    """
-    device = device_number(plane.name)
-    for line in plane.lines():
-        stream = stream_of(line)
-        if stream is None:
-            continue
-        begin_ns = begin_of(line, start_ns)
-        for event in line.decoded():
-            kind = plane.kinds.get(event.kind)
-            stats = plane.stats(kind.stats) if kind else {}
-            stats.update(plane.stats(event.stats))
-            name = (kind.display or kind.name) if kind else ""
-            if kind and line.name != _TPU_OPS and line.name != _TPU_ASYNC:
-                name = kind.name or kind.display
-            at = begin_ns + event.offset_ps // 1000
-            end = begin_ns + (event.offset_ps + event.duration_ps) // 1000
-            yield _kernel(name, device, stream, at, end - at, stats, line)
+def _runs(path: Path) -> list[list[Path]]:
+    """Return the profiles in a folder: a list of hosts' files for each run, in order of name."""
+    own = sorted(path.glob(f"*{_ENDING}"))
+    if own:
+        return [own]
+    for pattern in (f"plugins/profile/*/*{_ENDING}", f"*/*{_ENDING}"):
+        runs: dict[Path, list[Path]] = {}
+        for file in sorted(path.glob(pattern)):
+            runs.setdefault(file.parent, []).append(file)
+        if runs:
+            return [runs[each] for each in sorted(runs)]
+    return []
 
 
-def stream_of(line: Line) -> int | None:
-    """Return the stream that a device's line is, ``None`` for a line that was derived.
-
-    Examples:
-        >>> stream_of(Line(9, "Stream #13(Compute)", 0, ())), stream_of(Line(9, "Steps", 0, ()))
-        (13, None)
-    """
-    matched = _STREAM.match(line.name)
-    if matched:
-        return int(matched[1])
-    return {_TPU_OPS: 0, _TPU_ASYNC: 1}.get(line.name)
-
-
-def is_mark(line: Line) -> bool:
-    """Tell whether a device's line holds ranges of its programs and steps."""
-    return line.name in _MARKS
+def _files(path: Path, problems: list[str]) -> list[Path]:
+    if path.is_file():
+        return [path]
+    runs = _runs(path)
+    if len(runs) > 1:
+        left = ", ".join(each[0].parent.name for each in runs[:-1][-4:])
+        problems.append(
+            f"{path}: {len(runs)} runs, of which the last ({runs[-1][0].parent.name}) is "
+            f"imported; name the folder of another to import it ({left})"
+        )
+    return runs[-1] if runs else []
 
 
-def device_number(plane_name: str) -> int:
-    """Return a device's number.
-
-    Examples:
-        >>> device_number("/device:GPU:3"), device_number("/device:CUSTOM:Megascale Trace")
-        (3, 0)
-    """
-    matched = _DEVICE_NUMBER.search(plane_name)
-    return int(matched[1]) if matched else 0
-
-
-def begin_of(line: Line, start_ns: int) -> int:
-    """Return the Unix time that a line's offsets count from."""
-    return line.time_ns if line.time_ns >= ABSOLUTE_NS else line.time_ns + start_ns
-
-
-def thread_of(line: Line) -> int:
-    """Return a line's number as a thread id of 31 bits."""
-    return line.line_id & 0x7FFFFFFF
+def _distinct(files: list[Path], problems: list[str]) -> list[Path]:
+    """Leave out files that are, byte for byte, another host's."""
+    if len(files) < 2:
+        return files
+    seen: dict[str, Path] = {}
+    for file in files:
+        digest = hashlib.sha256()
+        with open(file, "rb") as opened:
+            while part := opened.read(_LOOKED_AT_BYTES):
+                digest.update(part)
+        first = seen.setdefault(digest.hexdigest(), file)
+        if first is not file:
+            problems.append(f"{file.name} is byte for byte {first.name}, and is imported once")
+    return list(seen.values())
 
 
-def op_of(name: str, display: str) -> tuple[str, str] | None:
-    """Return an op's name and type from its event's, ``None`` if the event is no op.
-
-    Examples:
-        >>> op_of("dense/MatMul:_MklMatMul", "_MklMatMul"), op_of("FunctionRun", "")
-        (('dense/MatMul', '_MklMatMul'), None)
-    """
-    if display and name.endswith(f":{display}"):
-        return name[: -len(display) - 1], display
-    return None
-
-
-class Eager:
-    """Knows the eager op that runs on a line: its type stands in the event around it."""
-
-    def __init__(self) -> None:
-        self._name, self._end_ps = "", -1
-
-    def enter(self, name: str, end_ps: int) -> bool:
-        """Take note of an event; tell whether it was the one that names an eager op."""
-        if not name.startswith(EAGER):
-            return False
-        self._name, self._end_ps = name[len(EAGER) :], end_ps
-        return True
-
-    def op(self, name: str, offset_ps: int) -> tuple[str, str] | None:
-        """Return the eager op that an event runs; what a function calls is there op by op."""
-        if name != _EAGER_KERNEL or offset_ps >= self._end_ps:
-            return None
-        return None if self._name.startswith(_FUNCTIONS) else (self._name, self._name)
+def _epoch(files: list[Path], problems: list[str]) -> tuple[int, list[Path]]:
+    """Return the Unix time at which the first host's profile starts, and the readable files."""
+    starts, readable = [], []
+    for file in files:
+        try:
+            starts.append(_start(_read(file)))
+            readable.append(file)
+        except (WireError, OSError) as error:
+            problems.append(_refusal(file, error))
+    return min(starts, default=0), readable
 
 
-def _ops_of(line: Line, plane: Plane, start_ns: int) -> Iterator[ProfiledOp]:
-    thread, begin_ns = thread_of(line), begin_of(line, start_ns)
-    eager = Eager()
-    for event in line.decoded():
-        kind = plane.kinds.get(event.kind)
-        if kind is None or eager.enter(kind.name, event.offset_ps + event.duration_ps):
-            continue
-        op = eager.op(kind.name, event.offset_ps) or op_of(kind.name, kind.display)
-        if op is not None:
-            at = begin_ns + event.offset_ps // 1000
-            yield ProfiledOp(*op, thread, at, event.duration_ps // 1000)
+def _start(found: Space) -> int:
+    begin = found.start_unix_ns()
+    lines = [line.time_ns for plane in found.planes for line in plane.lines()]
+    absolute = [each for each in lines if each >= ABSOLUTE_NS]
+    return min([begin, *absolute]) if begin else min(absolute, default=0)
 
 
-def _kernel(
-    name: str,
-    device: int,
-    stream: int,
-    start_ns: int,
-    duration_ns: int,
-    stats: dict[str, Stat],
-    line: Line,
-) -> ProfiledKernel:
-    details = dict(_DETAIL.findall(_text(stats.pop("kernel_details", ""))))
-    copied = _text(stats.pop("memcpy_details", stats.pop("memset_details", "")))
-    size = _SIZE.search(copied)
-    corr = stats.pop("correlation_id", None)
-    occupancy = details.get("occ_pct")
-    if copied:
-        stats["copy"] = copied
-    return ProfiledKernel(
-        name,
-        _kind(name, line),
-        device,
-        stream,
-        start_ns,
-        duration_ns,
-        corr if isinstance(corr, int) else None,
-        _text(stats.pop("tf_op", "")),
-        _text(stats.pop("hlo_op", "")),
-        _text(stats.pop("hlo_module", "")),
-        int(size[1]) if size else None,
-        details.get("grid", ""),
-        details.get("block", ""),
-        _number(occupancy),
-        stats,
-    )
+def _read(file: Path) -> Space:
+    return space(file.read_bytes(), lenient=True)
 
 
-def _kind(name: str, line: Line) -> str:
-    lower = name.lower()
-    if _COMM.search(name) or _COLLECTIVE.match(name):
-        return "comm"
-    if lower.startswith("memcpy") or (line.name == _TPU_ASYNC and "copy" in lower):
-        return "memcpy"
-    return "memset" if lower.startswith("memset") else "kernel"
-
-
-def _text(value: Stat) -> str:
-    return value if isinstance(value, str) else ""
-
-
-def _number(value: str | None) -> float | None:
-    try:
-        return None if value is None else float(value)
-    except ValueError:
-        return None
+def _refusal(file: Path, error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"{file}: cannot be read: {error.strerror or error}"
+    with open(file, "rb") as opened:
+        beginning = opened.read(_LOOKED_AT_BYTES)
+    if beginning.count(_REPLACEMENT) > len(beginning) // 1000:
+        told = "it was saved as UTF-8 text, which destroys it: copy the original as binary"
+    else:
+        told = f"damaged, or another format ({error})"
+    return f"{file}: not an XPlane profile: {told}"

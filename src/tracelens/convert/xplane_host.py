@@ -1,0 +1,373 @@
+"""One host's XPlane profile as rows of the tables: ops, spans, kernels, memory, steps.
+
+A kernel finds its launch by its correlation id, and its op as the op around that launch; where no
+op is around it on its thread (XLA launches from threads of its own), as the op of its name
+that ran when it was launched.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tracelens.convert._columns import Rows, step_of
+from tracelens.convert._hosttables import HostTables, op_rows, span_rows
+from tracelens.convert.protowire import WireError
+from tracelens.convert.xplane_links import NamedOps, containers
+from tracelens.convert.xplane_profile import (
+    Eager,
+    ProfiledKernel,
+    begin_of,
+    device_number,
+    is_mark,
+    kernels,
+    op_of,
+    thread_of,
+)
+from tracelens.convert.xplane_wire import (
+    DEVICE,
+    HOST,
+    HOST_CUPTI,
+    Event,
+    Kind,
+    Line,
+    Plane,
+    Space,
+    Stat,
+)
+from tracelens.storage.bulk import BulkShard
+
+BACKWARD = re.compile(r"(?:^|/)(?:gradient_tape|gradients(?:_\d+)?)/")
+UPDATE = re.compile(r"^(Resource(Sparse)?Apply|Assign(Add|Sub)?VariableOp$)")
+_DATA_OP = re.compile(r"^(IteratorGetNext|OneShotIterator|MakeIterator)")
+_RUNTIME = re.compile(r"^(cu|cuda|hip)[A-Z]\w+$")
+_PYTHON = re.compile(r"^\$(?:(?P<file>.+):(?P<line>\d+) )?(?P<function>.+)$")
+_ITERATOR = re.compile(r"^Iterator::[^:]+(::[^:]+)?$")
+_GET_NEXT = "IteratorGetNextOp::DoCompute"
+_QUEUE = "ThreadpoolListener::"
+_ALLOCATE, _FREE = "MemoryAllocation", "MemoryDeallocation"
+_DATA_THREAD = "tf_data"
+_PHASES = ["data", "forward", "backward", "optimizer", "other"]
+_UNTOLD = frozenset(
+    "id parent_id iter_num element_id correlation_id device_id context_id step_num addr run_id "
+    "group_id is_root flow device_offset_ps device_duration_ps symbol_id element_size "
+    "ram_usage_megabytes buffered_elements".split()
+)
+"""Statistics that differ from event to event, or are kept elsewhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What was written of a host.
+
+    Attributes:
+        ops: rows of ops.
+        kernels: rows of kernels.
+        steps: steps.
+    """
+
+    ops: int
+    kernels: int
+    steps: int
+
+
+class HostRows:
+    """The rows of one host.
+
+    Args:
+        space: its profile.
+        epoch_ns: Unix time of time 0 of the trace.
+        problems: told what is damaged.
+    """
+
+    def __init__(self, space: Space, epoch_ns: int, problems: list[str]) -> None:
+        self._space = space
+        self._epoch_ns = epoch_ns
+        self._problems = problems
+        self._start_ns = space.start_unix_ns()
+        self._ops = op_rows()
+        self._spans = span_rows()
+        self._kernels: list[ProfiledKernel] = []
+        self._memory = Rows(
+            ("t_ns", "size_bytes", "address", "allocated_bytes", "reserved_bytes"),
+            ("device",),
+        )
+        self._steps: dict[int, dict[str, int]] = {}
+        self._hlo: dict[str, tuple[str, str]] = {}
+
+    def write(self, shard: BulkShard) -> Made:
+        """Read the planes and write their rows."""
+        for plane in self._space.planes:
+            if plane.name.startswith(DEVICE):
+                self._guard(plane, self._device)
+        self._hlo = {each.hlo_op: _hlo_of(each) for each in self._kernels if each.hlo_op}
+        for plane in self._space.planes:
+            if plane.name in (HOST, HOST_CUPTI):
+                self._guard(plane, self._host)
+        if "backward" in self._ops.texts("phase"):
+            self._ops.rename("phase", "other", "forward")
+        steps = sorted(self._steps.values(), key=lambda each: each["start_ns"])
+        for each in steps:
+            shard.event("step", **each)
+        tables = HostTables(self._ops, self._spans, steps)
+        tables.write(shard)
+        self._write_kernels(shard, steps, tables)
+        self._write_memory(shard, steps)
+        return Made(len(self._ops), len(self._kernels), len(steps))
+
+    def _guard(self, plane: Plane, take: Any) -> None:
+        """Take a plane; what is damaged in it is told, and the rest kept."""
+        try:
+            take(plane)
+        except WireError as error:
+            self._problems.append(f"{plane.name}: damaged, its rest is left out: {error}")
+
+    # A device.
+
+    def _device(self, plane: Plane) -> None:
+        found = list(kernels(plane, self._start_ns))
+        around = containers(found)
+        device = device_number(plane.name)
+        for kernel, contains in zip(found, around, strict=True):
+            if contains:
+                self._span(
+                    device,
+                    kernel.stream,
+                    kernel.start_unix_ns,
+                    kernel.start_unix_ns + kernel.duration_ns,
+                    "device_annotation",
+                    kernel.name,
+                )
+            else:
+                self._kernels.append(kernel)
+        for line in plane.lines():
+            if is_mark(line):
+                self._marks(plane, line, device)
+
+    def _marks(self, plane: Plane, line: Line, device: int) -> None:
+        begin_ns = begin_of(line, self._start_ns)
+        for event in line.decoded():
+            name = plane.kinds.get(event.kind, Kind()).name
+            start, end = _window(begin_ns, event)
+            self._span(device, line.line_id, start, end, "device_annotation", name)
+            if line.name == "Steps" and name.isdigit():
+                self._step(int(name), start, end)
+
+    # The host.
+
+    def _host(self, plane: Plane) -> None:
+        for line in plane.lines():
+            thread, begin_ns = thread_of(line), begin_of(line, self._start_ns)
+            eager = Eager()
+            data = line.name.startswith(_DATA_THREAD)
+            loaded_ps = -1
+            for event in sorted(line.decoded(), key=_nesting):
+                kind = plane.kinds.get(event.kind)
+                if kind is None or kind.name.startswith(_QUEUE):
+                    continue
+                start, end = _window(begin_ns, event)
+                end_ps = event.offset_ps + event.duration_ps
+                eager.enter(kind.name, end_ps)
+                op = self._op(kind, eager.op(kind.name, event.offset_ps), data=data)
+                if op is not None:
+                    self._ops.add(thread, start - self._epoch_ns, end - self._epoch_ns, *op)
+                    continue
+                loads = kind.name == _GET_NEXT or _ITERATOR.match(kind.name) is not None
+                if loads and (loads := end_ps > loaded_ps):
+                    loaded_ps = end_ps
+                self._host_span(kind, plane.stats(event.stats), thread, start, end, loads=loads)
+
+    def _op(
+        self, kind: Kind, eager: tuple[str, str] | None, *, data: bool
+    ) -> tuple[str, str, str] | None:
+        """Return the name, module and phase of the op that an event is, if it is one."""
+        op = eager or op_of(kind.name, kind.display)
+        if op is not None:
+            return op[1], op[0], "data" if data else _phase(*op)
+        hlo = self._hlo.get(kind.name)
+        return None if hlo is None else (kind.name, *hlo)
+
+    def _host_span(
+        self,
+        kind: Kind,
+        stats: dict[str, Stat],
+        thread: int,
+        start: int,
+        end: int,
+        *,
+        loads: bool,
+    ) -> None:
+        name = kind.name
+        if name in (_ALLOCATE, _FREE) and "allocation_bytes" in stats:
+            self._allocation(name, stats, start)
+            return
+        step = stats.get("step_num")
+        what, file, line, function = "other", "", None, ""
+        if isinstance(step, int) and "_r" in stats:
+            what = "step"
+            self._step(step, start, end)
+            name = f"{name} {step}"
+        elif _RUNTIME.match(name) or "correlation_id" in stats:
+            what = "runtime"
+        elif loads:
+            what = "data"
+        elif python := _PYTHON.match(name):
+            what, function = "python", python["function"]
+            if python["line"]:
+                file, line = python["file"], int(python["line"])
+        corr = stats.get("correlation_id")
+        self._span(
+            None, thread, start, end, what, name,
+            corr=corr if isinstance(corr, int) else None,
+            line=line, file=file, function=function, args=_told(stats),
+        )  # fmt: skip
+
+    def _span(
+        self,
+        pid: int | None,
+        tid: int,
+        start: int,
+        end: int,
+        kind: str,
+        name: str,
+        *,
+        corr: int | None = None,
+        line: int | None = None,
+        file: str = "",
+        function: str = "",
+        args: str = "",
+    ) -> None:
+        start, end = start - self._epoch_ns, end - self._epoch_ns
+        self._spans.add(pid, tid, start, end, corr, line, kind, name, file, function, args)
+
+    def _allocation(self, name: str, stats: dict[str, Stat], start: int) -> None:
+        def number(key: str) -> int | None:
+            value = stats.get(key)
+            return value if isinstance(value, int) and value < 1 << 63 else None
+
+        size = number("allocation_bytes") or 0
+        self._memory.add(
+            start - self._epoch_ns,
+            size if name == _ALLOCATE else -size,
+            _signed(stats.get("addr")),
+            number("bytes_allocated"),
+            number("bytes_reserved"),
+            _device_name(str(stats.get("allocator_name", ""))),
+        )
+
+    def _step(self, number: int, start: int, end: int) -> None:
+        start, end = start - self._epoch_ns, end - self._epoch_ns
+        known = self._steps.get(number)
+        if known is not None:
+            # The devices of one host tell the same step: it lasts from the first to the last.
+            first = min(start, known["start_ns"])
+            end = max(end, known["start_ns"] + known["duration_ns"])
+            start = first
+        self._steps[number] = {"step": number, "start_ns": start, "duration_ns": end - start}
+
+    def _write_kernels(
+        self, shard: BulkShard, steps: list[dict[str, int]], tables: HostTables
+    ) -> None:
+        rows = Rows(
+            ("op_id", "step", "corr_id", "device", "stream", "start_ns", "duration_ns",
+             "size_bytes", "span_id"),
+            ("kind", "name", "grid", "block", "args"),
+            ("occupancy",),
+        )  # fmt: skip
+        launches = tables.launches()
+        named = NamedOps(self._ops, tables.op_id)
+        found = sorted(self._kernels, key=lambda each: each.start_unix_ns)
+        # A correlation id of 0 says that none is known.
+        calls = [launches.get(each.corr_id) if each.corr_id else None for each in found]
+        at = [
+            call.start_ns if call else kernel.start_unix_ns - self._epoch_ns
+            for kernel, call in zip(found, calls, strict=True)
+        ]
+        at_steps = step_of(np.array(at, dtype=np.int64), steps).tolist()
+        for kernel, call, when, step in zip(found, calls, at, at_steps, strict=True):
+            op = call.op_id if call else None
+            rows.add(
+                named.find(kernel, when, launched=call is not None) if op is None else op,
+                step, kernel.corr_id, kernel.device, kernel.stream,
+                kernel.start_unix_ns - self._epoch_ns, kernel.duration_ns, kernel.size_bytes,
+                call.span_id if call else None,
+                kernel.kind, kernel.name, kernel.grid, kernel.block, _kernel_args(kernel),
+                kernel.occupancy or None,
+            )  # fmt: skip
+        if found:
+            shard.write("kernels", {"kern_id": np.arange(len(rows)), **rows.columns()})
+
+    def _write_memory(self, shard: BulkShard, steps: list[dict[str, int]]) -> None:
+        if len(self._memory):
+            times = self._memory.number("t_ns")
+            order = np.argsort(times, kind="stable")
+            columns = self._memory.columns(order)
+            shard.write("memory", {**columns, "step": step_of(times[order], steps)})
+
+
+def _nesting(event: Event) -> tuple[int, int]:
+    return event.offset_ps, -event.duration_ps
+
+
+def _window(begin_ns: int, event: Event) -> tuple[int, int]:
+    """Return when an event began and ended, ns; rounding both ways alike keeps neighbours apart."""
+    end_ps = event.offset_ps + event.duration_ps
+    return begin_ns + event.offset_ps // 1000, begin_ns + end_ps // 1000
+
+
+def _hlo_of(kernel: ProfiledKernel) -> tuple[str, str]:
+    """Return the program and phase of a kernel's instruction.
+
+    JAX writes into its path which transformation made it: ``jvp`` makes the forward pass of a
+    gradient, the transpose of that the backward one.
+    """
+    path = str(kernel.details.get("name", "")) or kernel.op
+    phase = "backward" if "transpose(" in path else "forward" if "jvp(" in path else "other"
+    return kernel.hlo_module, phase
+
+
+def _phase(name: str, op_type: str) -> str:
+    if UPDATE.match(op_type):
+        return "optimizer"
+    if _DATA_OP.match(op_type):
+        return "data"
+    return "backward" if BACKWARD.search(name) else "other"
+
+
+def _told(stats: dict[str, Stat]) -> str:
+    told = {
+        key: value
+        for key, value in stats.items()
+        if key and not key.startswith("_") and key not in _UNTOLD and not isinstance(value, bytes)
+    }
+    return json.dumps(told, sort_keys=True, default=str) if told else ""
+
+
+def _kernel_args(kernel: ProfiledKernel) -> str:
+    named = {"op": kernel.op, "hlo_op": kernel.hlo_op, "hlo_module": kernel.hlo_module}
+    told: dict[str, Stat] = {key: value for key, value in named.items() if value}
+    return _told({**kernel.details, **told})
+
+
+def _device_name(allocator: str) -> str:
+    """Return the device of an allocator.
+
+    Examples:
+        >>> _device_name("GPU_1_bfc"), _device_name("cpu")
+        ('cuda:1', 'cpu')
+    """
+    matched = re.match(r"^GPU_(\d+)", allocator)
+    if matched:
+        return f"cuda:{matched[1]}"
+    return "cpu" if not allocator or "cpu" in allocator.lower() else allocator
+
+
+def _signed(value: Stat | None) -> int | None:
+    if not isinstance(value, int):
+        return None
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >= 1 << 63 else value
