@@ -53,7 +53,10 @@ docs: $(STAMP) ## Draw the pictures and the page of commands from what the progr
 	$(BIN)/python docs/make_screenshots.py
 	$(BIN)/python -m tracelens.commands > docs/commands.md
 
-clean: ## Remove caches and the environment
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+site: $(STAMP) ## Build the documentation as a site in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-.PHONY: help setup demo lint types test bench docs clean
+clean: ## Remove caches and the environment
+	rm -rf $(VENV) build dist site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+
+.PHONY: help setup demo lint types test bench docs site clean
