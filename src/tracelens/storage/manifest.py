@@ -81,6 +81,7 @@ class ShardState:
         events_sealed_bytes: bytes of ``.events`` that are in segments.
         n_events: event lines in segments.
         ring: the ring's path, relative to the trace or absolute on node-local disk.
+        spools_sealed: spools (``storage.spool``) of smaller numbers are in segments.
     """
 
     shard: str
@@ -99,6 +100,7 @@ class ShardState:
     clock_offset_ns: int = 0
     heartbeat_ns: int = 0
     ring: str = ""
+    spools_sealed: int = 0
     segments: list[Segment] = field(default_factory=list)
 
 

@@ -36,7 +36,8 @@ from tracelens.storage.manifest import (
 )
 from tracelens.storage.ring import RING_STATE, RingReader
 from tracelens.storage.sealer import Sealer, read_kept, ring_path
-from tracelens.storage.segments import read_zone, remove_leftovers
+from tracelens.storage.segments import SegmentStore, read_zone, remove_leftovers
+from tracelens.storage.spooled import seal_spools
 from tracelens.storage.strings import StringReader
 from tracelens.storage.summary import write_run_tables
 from tracelens.storage.tables import SHARD_TABLES
@@ -237,11 +238,15 @@ def _repair_shard(run: Path, shard: str, manifest: Manifest, done: Repair) -> No
             return
         _set_aside(run, ring, done)
         state.state = "killed"
+        store = SegmentStore(run, shard)
+        store.adopt(state.segments)
+        done.set_aside += seal_spools(run, state, store, lambda: write_shard(run, state))[1]
         write_shard(run, state)
         return
     before = sealer.state.records, sealer.state.dropped
     sealer.finish("killed")
     done.sealed.append(shard)
+    done.set_aside += sealer.set_aside
     done.records += sealer.state.records - before[0]
     done.holes += sealer.state.dropped - before[1]
 

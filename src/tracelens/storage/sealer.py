@@ -27,6 +27,7 @@ from tracelens.storage.manifest import (
 )
 from tracelens.storage.ring import Records, RingReader
 from tracelens.storage.segments import SegmentStore
+from tracelens.storage.spooled import seal_spools
 from tracelens.storage.strings import StringReader
 from tracelens.storage.summary import write_run_tables
 
@@ -42,13 +43,20 @@ HOLE_GRACE_S = 1.0
 DROP_GRACE_S = 0.05
 """The same for a position for which the ring had no room, which a writer drops at once."""
 
+SPOOL_INTERVAL_S = 0.5
+"""Look this often for what a profiler handed over."""
+
 _BATCH_RECORDS = 128 * 1024
 _WINDOW = 1024
 _MAX_LOST = 1 << 40
 
 
 class Sealer:
-    """Seals one shard. Not thread-safe: one caller at a time."""
+    """Seals one shard. Not thread-safe: one caller at a time.
+
+    Attributes:
+        set_aside: damaged spools that were renamed, relative to the trace.
+    """
 
     def __init__(
         self, run_dir: Path, shard: str, clock_ns: Callable[[], int] | None = None
@@ -82,6 +90,8 @@ class Sealer:
         self._hole_since: tuple[int, float] | None = None
         self._full_at = self.state.sealed + self.ring.capacity
         self._last_seal = time.monotonic()
+        self._last_spool = 0.0
+        self.set_aside: list[str] = []
 
     def poll(self, *, now: bool = False) -> bool:
         """Seal if there is enough to seal or it is time; return whether it sealed.
@@ -92,6 +102,8 @@ class Sealer:
         Raises:
             OSError: the disk is full; nothing is lost, a later call tries again.
         """
+        if now or time.monotonic() - self._last_spool >= SPOOL_INTERVAL_S:
+            self.seal_spools()
         self._advance()
         ready = self._scan - self.state.sealed
         late = now or time.monotonic() - self._last_seal >= SEAL_INTERVAL_S
@@ -129,6 +141,7 @@ class Sealer:
             kept = self.kept() if state == "closed" else self.kept_and_ring()
             self.state.segments.extend(self._write(kept))
             self.state.records += len(kept)
+        self.seal_spools()
         self._seal_events()
         self._write_sources()
         self.state = replace(self.state, state=state, ring="")
@@ -139,6 +152,19 @@ class Sealer:
             (self.run_dir / LIVE_DIR / f"{self.state.shard}.{suffix}").unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # other shards may still be live
             (self.run_dir / LIVE_DIR).rmdir()
+
+    def seal_spools(self) -> None:
+        """Turn the tables that a profiler handed over into segments.
+
+        A damaged spool is renamed to ``*.damaged``, and a note says so.
+
+        Raises:
+            OSError: the disk is full; the spools stay.
+        """
+        self._last_spool = time.monotonic()
+        notes, damaged = seal_spools(self.run_dir, self.state, self._store, self._save)
+        self._events.add_all(notes)
+        self.set_aside += damaged
 
     def close(self) -> None:
         """Let go of the ring; what is not sealed stays where it is. Idempotent."""

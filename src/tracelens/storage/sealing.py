@@ -7,6 +7,7 @@ idle interpreter that has imported neither NumPy nor Arrow.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from tracelens.storage.sealer import Sealer
 
 POLL_S = 0.02
+SPOOL_POLL_S = 1.0
+"""Look this often for a spool where there is nothing else to seal."""
+
 RETRY_S = 2.0
 """Wait this long after a full disk."""
 
@@ -28,13 +32,12 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the training process's to handle
     run_dir, shard, mode = Path(arguments[0]), arguments[1], arguments[2]
     if mode == "flight":
-        _parent_is_done(None)
+        _wait_for_work(run_dir, shard)
     from tracelens.storage.sealer import Sealer
 
     try:
         sealer = Sealer(run_dir, shard)
-        if mode == "stream":
-            _seal_until_done(sealer)
+        _seal_until_done(sealer, mode)
         last = _last_words()
         sealer.state.dropped += int(last.get("dropped", 0))
         sealer.finish(str(last.get("state", "killed")))
@@ -43,12 +46,22 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _seal_until_done(sealer: Sealer) -> None:
-    pause = POLL_S
+def _wait_for_work(run_dir: Path, shard: str) -> None:
+    """Flight mode: wait until the parent is done, or a profiler has handed something over."""
+    first = f"{shard}.spool-"
+    while not _parent_is_done(SPOOL_POLL_S):
+        with contextlib.suppress(OSError):
+            if any(path.name.startswith(first) for path in (run_dir / "_live").iterdir()):
+                return
+
+
+def _seal_until_done(sealer: Sealer, mode: str) -> None:
+    seal, usual = (sealer.poll, POLL_S) if mode == "stream" else (sealer.seal_spools, SPOOL_POLL_S)
+    pause = usual
     while not _parent_is_done(pause):
         try:
-            sealer.poll()
-            pause = POLL_S
+            seal()
+            pause = usual
         except OSError:
             pause = RETRY_S
 

@@ -144,6 +144,6 @@ def leftovers(run_dir: Path) -> list[str]:
     """Return the paths of ``.tmp-`` files in a trace, relative to it."""
     return sorted(
         os.path.relpath(path, run_dir)
-        for pattern in (".tmp-*", "_shards/.tmp-*", "*/shard=*/.tmp-*")
+        for pattern in (".tmp-*", "_shards/.tmp-*", "_live/.tmp-*", "*/shard=*/.tmp-*")
         for path in run_dir.glob(pattern)
     )

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,7 @@ class ShardWriter:
         on_full: str = "drop",
         world_size: int | None = None,
         host: str | None = None,
+        sealed_by: str = "helper",
     ) -> None:
         """Create the shard's files, and start the process that seals them.
 
@@ -83,6 +84,8 @@ class ShardWriter:
             on_full: ``drop`` or ``block``.
             world_size: ranks of the run; ``WORLD_SIZE`` of the environment, or 1.
             host: where what is recorded ran, if not here.
+            sealed_by: ``helper`` (a process of its own), ``close`` (this process, when the shard
+                is closed) or ``nobody`` (what is not copied elsewhere goes with the files).
 
         Raises:
             SessionError: the path holds something else, or a trace of this rank.
@@ -92,6 +95,7 @@ class ShardWriter:
             raise ValueError(f"unknown mode {mode!r} or on_full {on_full!r}")
         self.run_dir = Path(run_dir).absolute()
         self.mode, self.on_full = mode, on_full
+        self._sealed_by = sealed_by
         attempt = _environment_int("TORCHELASTIC_RESTART_COUNT", 0)
         size = world_size or _environment_int("WORLD_SIZE", 1)
         self.manifest, self.shard = open_run(self.run_dir, rank, attempt, size)
@@ -101,6 +105,7 @@ class ShardWriter:
         self.disk_full = False
         self.lost_lines = 0
         self._dropped = 0
+        self._n_spools = 0
         self._tensors: TensorStore | None = None
         self._kept = np.empty(0, dtype=np.int64)
         self._state = ShardState(
@@ -153,8 +158,9 @@ class ShardWriter:
         self.capacity = self._ring.capacity
         self.record_address = self._ring.record_address
         self._sidecar: Sidecar | None = None
-        with contextlib.suppress(OSError):
-            self._sidecar = Sidecar(self.run_dir, self.shard, mode=self.mode)
+        if self._sealed_by == "helper":
+            with contextlib.suppress(OSError):
+                self._sidecar = Sidecar(self.run_dir, self.shard, mode=self.mode)
 
     @property
     def header_address(self) -> int:
@@ -223,8 +229,17 @@ class ShardWriter:
         """
         if self.mode != "flight" or self._inert or self._closed:
             return 0
+        if self._sealed_by == "nobody":
+            return 0
         records = self.committed()
-        records = records[(records["step"] >= first_step) & (records["step"] <= last_step)]
+        return self.adopt(records[(records["step"] >= first_step) & (records["step"] <= last_step)])
+
+    def adopt(self, records: Records) -> int:
+        """Make records permanent (flight mode), each once; return how many were new.
+
+        Args:
+            records: this ring's, or another one's with this shard's ids of interned values.
+        """
         with self._lock:
             records = records[~np.isin(records["seq"], self._kept)]
             if not len(records):
@@ -267,6 +282,25 @@ class ShardWriter:
         fields = {"value_id": value_id, "step": step, "op_id": op_id, "name": name, **place}
         return self.event("tensor", **fields)
 
+    def spool(self, tables: Mapping[str, Mapping[str, Any]]) -> bool:
+        """Hand whole columns over to the sealer; return whether there was room.
+
+        Args:
+            tables: table name to columns, as ``storage.columns`` says.
+        """
+        if self._inert or self._closed:
+            return False
+        from tracelens.storage.spool import write_spool
+
+        try:
+            with self._lock:
+                write_spool(self.run_dir, self.shard, self._n_spools, tables)
+                self._n_spools += 1
+        except OSError:
+            self._lose_line()
+            return False
+        return True
+
     def count_dropped(self, n: int) -> None:
         """Tell of records that a native engine dropped without giving them a position."""
         self._dropped += n
@@ -283,6 +317,8 @@ class ShardWriter:
                 self._tensors.close()
         self._strings.close()
         self._events.close()
+        if self._sealed_by == "nobody":
+            return
         if self._sidecar is not None and self._sidecar.finish(state, self._dropped):
             return
         self._finish_here(state)
