@@ -116,10 +116,8 @@ def _put(key: str, column: Any, arrays: dict[str, NDArray[Any]]) -> Any:
         arrays[f"{key}.codes"] = _checked(key, column.codes)
         return {"texts": [_utf8(text) for text in column.texts]}
     if isinstance(column, Masked):
-        arrays[key], arrays[f"{key}.null"] = (
-            _checked(key, column.values),
-            _checked(key, column.null),
-        )
+        arrays[key] = _checked(key, column.values)
+        arrays[f"{key}.null"] = _checked(key, column.null)
         return {"null": True}
     if column is None or isinstance(column, str | int | float):
         return {"value": _utf8(column) if isinstance(column, str) else column}
