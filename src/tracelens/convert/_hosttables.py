@@ -38,18 +38,20 @@ def span_rows() -> Rows:
 
 
 @dataclass(frozen=True, slots=True)
-class Launch:
-    """The call that launched work of a device.
+class Launches:
+    """The calls that launched work of a device; what is not known is ``MISSING``.
 
     Attributes:
-        span_id: of the call.
-        op_id: the innermost op around it.
-        start_ns: when it began.
+        span_id: of the call, shape (kernels,).
+        op_id: the innermost op around it, shape (kernels,).
+        start_ns: when it began, shape (kernels,).
+        row: its row among the spans, -1 where none is known, shape (kernels,).
     """
 
-    span_id: int
-    op_id: int | None
-    start_ns: int
+    span_id: NDArray[np.int64]
+    op_id: NDArray[np.int64]
+    start_ns: NDArray[np.int64]
+    row: NDArray[np.int64]
 
 
 class HostTables:
@@ -87,25 +89,31 @@ class HostTables:
         if len(self._spans):
             self._write_spans(shard)
 
-    def launches(self, key: NDArray[np.int64] | None = None) -> dict[int, Launch]:
-        """Return the calls that launched something, by their correlation id.
+    def launches(self, corr_id: NDArray[np.int64]) -> Launches:
+        """Find the calls of these correlation ids.
 
         Args:
-            key: what is taken instead of the correlation ids, shape (spans,).
+            corr_id: of kernels, ``MISSING`` or 0 where none is known, shape (kernels,).
         """
         n_ops = len(self._ops)
-        corr = self._spans.number("corr_id")
-        key = corr if key is None else key
-        op_id = self._op_ids[self._op_around[n_ops:]]
-        start = self._start[n_ops:]
-        return {
-            int(key[row]): Launch(
-                int(self._span_id[row]),
-                None if op_id[row] == MISSING else int(op_id[row]),
-                int(start[row]),
-            )
-            for row in np.flatnonzero(corr != MISSING).tolist()
-        }
+        of_spans = self._spans.number("corr_id")
+        rows = np.flatnonzero((of_spans != MISSING) & (of_spans != 0))
+        rows = rows[np.argsort(of_spans[rows], kind="stable")]
+        known = of_spans[rows]
+        place = np.searchsorted(known, corr_id)
+        found = np.zeros(len(corr_id), dtype=bool)
+        inside = place < len(known)
+        found[inside] = known[place[inside]] == corr_id[inside]
+        row = np.full(len(corr_id), -1, dtype=np.int64)
+        row[found] = rows[place[found]]
+        around = np.append(self._op_around[n_ops:], -1)
+        start = np.append(self._start[n_ops:], MISSING)
+        return Launches(self._span_ids[row], self._op_ids[around[row]], start[row], row)
+
+    @property
+    def span_around(self) -> NDArray[np.int64]:
+        """The row of the innermost span around each span, -1 for none, shape (spans,)."""
+        return self._span_around
 
     def _write_ops(self, shard: BulkShard) -> None:
         ops, order, n_ops = self._ops, self._op_order, len(self._ops)

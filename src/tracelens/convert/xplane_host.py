@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tracelens.convert._columns import Rows, step_of
+from tracelens.convert._columns import MISSING, Rows, step_of
 from tracelens.convert._hosttables import HostTables, op_rows, span_rows
 from tracelens.convert.protowire import WireError
 from tracelens.convert.xplane_links import NamedOps, containers
@@ -278,23 +278,22 @@ class HostRows:
             ("kind", "name", "grid", "block", "args"),
             ("occupancy",),
         )  # fmt: skip
-        launches = tables.launches()
         named = NamedOps(self._ops, tables.op_id)
         found = sorted(self._kernels, key=lambda each: each.start_unix_ns)
-        # A correlation id of 0 says that none is known.
-        calls = [launches.get(each.corr_id) if each.corr_id else None for each in found]
-        at = [
-            call.start_ns if call else kernel.start_unix_ns - self._epoch_ns
-            for kernel, call in zip(found, calls, strict=True)
-        ]
-        at_steps = step_of(np.array(at, dtype=np.int64), steps).tolist()
-        for kernel, call, when, step in zip(found, calls, at, at_steps, strict=True):
-            op = call.op_id if call else None
+        corr = np.array([each.corr_id or MISSING for each in found], dtype=np.int64)
+        starts = np.array([each.start_unix_ns for each in found], dtype=np.int64) - self._epoch_ns
+        calls = tables.launches(corr)
+        launched = calls.row >= 0
+        at = np.where(launched, calls.start_ns, starts)
+        for kernel, is_launched, op, span, when, step in zip(
+            found, launched.tolist(), calls.op_id.tolist(), calls.span_id.tolist(), at.tolist(),
+            step_of(at, steps).tolist(), strict=True,
+        ):  # fmt: skip
             rows.add(
-                named.find(kernel, when, launched=call is not None) if op is None else op,
+                named.find(kernel, when, launched=is_launched) if op == MISSING else op,
                 step, kernel.corr_id, kernel.device, kernel.stream,
                 kernel.start_unix_ns - self._epoch_ns, kernel.duration_ns, kernel.size_bytes,
-                call.span_id if call else None,
+                span,
                 kernel.kind, kernel.name, kernel.grid, kernel.block, _kernel_args(kernel),
                 kernel.occupancy or None,
             )  # fmt: skip
