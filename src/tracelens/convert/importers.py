@@ -17,6 +17,7 @@ Progress = Callable[[int, int, str], None]
 IMPORTERS = {
     "tfdbg": "a folder of tfdbg v2 (tf.debugging.experimental.enable_dump_debug_info)",
     "xplane": "XPlane profiles of TensorFlow or JAX (*.xplane.pb, or the profiler's folder)",
+    "nsys": "Nsight Systems' sqlite exports (nsys export --type sqlite)",
 }
 """Name of the module in `tracelens.convert` -> what it reads, for messages."""
 
