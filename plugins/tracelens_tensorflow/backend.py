@@ -121,6 +121,10 @@ class TensorFlowBackend:
         self._session = None
         self.stop()
 
+    def renew(self) -> None:
+        """A new window begins: what was told before is news again."""
+        self._sentinel.renew()
+
     def begin_step(self, step: int, *, active: bool) -> None:
         """A step begins."""
         self._sentinel.hits = 0

@@ -64,6 +64,12 @@ class Sentinel:
         self._checks.take()
         self._replayer.drain = self._checks.take
 
+    def renew(self) -> None:
+        """A new window of the session begins: replays are affordable again."""
+        self._replays = self._overflows = 0
+        self._told.clear()
+        self._poisoned.clear()
+
     def judge(self, call: Call, part: Part, flags: Any) -> None:
         """Look at the checks of a call that has run.
 

@@ -81,6 +81,13 @@ class TorchBackend:
         if engine is not None:
             engine.abandon()
 
+    def renew(self) -> None:
+        """A new window begins: what was told before is news again."""
+        self._bad_gradients = self._told_bad = self._poisoned = False
+        renew = getattr(self._engine, "renew", None)
+        if renew is not None:
+            renew()
+
     def begin_step(self, step: int, *, active: bool) -> None:
         """A step begins."""
         engine = self._running()

@@ -71,9 +71,12 @@ class NativeEngine:
             _classify_op, classify_code, self._sites.make, self._intern, self._on_sink
         )
         native.set_wake(self._session.config.nonfinite != "record")
-        self._hits_before = 0
         self._running = True
-        native.start(self._ops_level, True)
+        self._watch()
+
+    def _watch(self) -> None:
+        self._hits_before = 0
+        self._native.start(self._ops_level, True, self._session.config.thorough)
 
     def stop(self) -> None:
         """Stop observing; what was seen last is reported."""
@@ -93,6 +96,13 @@ class NativeEngine:
                 f"{dropped} op records were dropped: the disk could not keep up",
                 severity="warning",
             )
+
+    def renew(self) -> None:
+        """A new window begins: sites that made bad values before are news again."""
+        self._native.set_wake(self._session.config.nonfinite != "record")
+        if self._native.hits() and self._running:
+            self._native.stop()
+            self._watch()
 
     def abandon(self) -> None:
         """In a forked child: observe nothing and write nothing."""

@@ -250,6 +250,8 @@ def _shared_session(config: Config) -> Session | None:
     """Return the open session; open the process's own one at the first decorated call."""
     global _implicit, _implicit_config, _gave_up
     session = sessions.current()
+    if session is not None and session.background and config != Config():
+        session = None  # the program's own settings come first: a session of its own
     if session is not None:
         if session is _implicit and config not in (_implicit_config, Config()):
             _warn_once(

@@ -41,6 +41,9 @@ class Config:
         tensor_budget_bytes: at most this much tensor data is stored.
         profile: keep when every op ran and how long, from the framework's own profiler.
         quiet: say nothing on stderr when the session ends.
+        frameworks: which backends may start; ``None`` for all that are installed.
+        thorough: check also what ops make that can only pass on what they were given, so that
+            it is known of every value whether it was bad.
     """
 
     path: Path | None = None
@@ -52,6 +55,8 @@ class Config:
     tensor_budget_bytes: int = 1 << 30
     profile: bool = False
     quiet: bool = False
+    frameworks: tuple[str, ...] | None = None
+    thorough: bool = False
 
     def __post_init__(self) -> None:
         for name in _CHOICES:

@@ -33,7 +33,10 @@ class Observers:
     def start(self) -> None:
         """Start the backends of imported frameworks and wait for the others' imports."""
         later = []
+        wanted = self._session.config.frameworks
         for framework in discovery.entry_points():
+            if wanted is not None and framework not in wanted:
+                continue
             if discovery.is_imported(framework):
                 self._start(framework)
             else:
@@ -56,6 +59,15 @@ class Observers:
                 getattr(backend, "abandon", backend.stop)()
             except Exception:
                 continue
+
+    def renew(self) -> None:
+        """A new window begins: what was told before is news again.
+
+        A backend that remembers what it told may have a method ``renew()``.
+        """
+        for backend in self.running:
+            if hasattr(backend, "renew"):
+                self._ask(backend, "renew")
 
     def begin_step(self, step: int) -> None:
         """A step begins."""

@@ -49,12 +49,19 @@ class Session:
         observers: the backends.
         judge: what became of the sinks.
         opened_by: what the user wrote to open it, for messages.
+        background: a tool opened it, not the program: it makes way for a session of the
+            program's, takes nothing from the environment, and its files are the tool's to remove.
+        displaced_by: the session that a background session made way for.
     """
 
     writer: ShardWriter
 
-    def __init__(self, config: Config, *, opened_by: str = "tl.trace") -> None:
-        self.config = config.with_environment()
+    def __init__(
+        self, config: Config, *, opened_by: str = "tl.trace", background: bool = False
+    ) -> None:
+        self.config = config if background else config.with_environment()
+        self.background = background
+        self.displaced_by: Session | None = None
         self.path = self.config.path or default_path()
         self.rank = _environment_number("RANK", 0)
         self.opened_by = opened_by
@@ -80,6 +87,8 @@ class Session:
         global _current, last_place
         if self._state != "new":
             raise SessionError("this session was used before; make a new one with tl.trace(...)")
+        if _current is not None and _current.background and not self.background:
+            _current._make_way(self)
         if _current is not None:
             raise SessionError(
                 f"a session opened by {_current.opened_by} already records to {_current.path}; "
@@ -138,6 +147,36 @@ class Session:
         _current = None
         self._state = "forked"
         self.observers.abandon()
+
+    def _make_way(self, other: Session) -> None:
+        self.displaced_by = other
+        self.close()
+
+    # Windows of a background session
+
+    def begin_window(self) -> int:
+        """Begin afresh, as if the session had just been opened; return the first step's number.
+
+        Step numbers, op ids and interned values go on; findings, events and what backends
+        remember of what they told do not.
+        """
+        with self._lock:
+            self._steps.finish()
+            self.judge = Judge(self)
+            for recent in self._recent.values():
+                recent.clear()
+            self._noted = 0
+            self.observers.renew()
+            self._steps = Steps(self, self._steps.current + 1)
+            self._steps.begin()
+            return self._steps.current
+
+    def end_window(self) -> int:
+        """End the steps and explain what was reported; return how many ops had a bad output."""
+        with self._lock:
+            self._steps.finish()
+            self.judge.explain()
+            return self._steps.hits
 
     # Steps
 
@@ -365,6 +404,7 @@ class Session:
                 rank=self.rank,
                 mode="flight" if only_findings else "stream",
                 framework="",
+                sealed_by="nobody" if self.background else "helper",
             )
         except OSError as error:
             raise SessionError(

@@ -32,6 +32,7 @@ class SinkFilter:
         self._session = session
         self._name_of = name_of
         self._told: dict[tuple[str, str], int] = {}
+        self._judge = session.judge
 
     def report(self, sinks: list[dict[str, Any]]) -> None:
         """Report the sinks of one moment.
@@ -40,6 +41,9 @@ class SinkFilter:
             sinks: fields of ``sink`` events; ``tensor`` (a parameter whose name is wanted) is
                 taken out.
         """
+        if self._judge is not self._session.judge:
+            self._judge = self._session.judge  # a new window: what it holds is news again
+            self._told.clear()
         together: dict[tuple[str, int], list[dict[str, Any]]] = {}
         for sink in sinks:
             tensor = sink.pop("tensor", None)

@@ -37,11 +37,17 @@ class Steps:
     Attributes:
         current: number of the running (or last ended) step, from 0.
         running: a step has begun and not ended.
+        hits: ops with a non-finite output in the steps that have ended.
+
+    Args:
+        session: the recording.
+        first: number of its first step.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, first: int = 0) -> None:
         self._session = session
-        self.current = 0
+        self.current = first
+        self.hits = 0
         self.running = False
         self._mark = Mark.NONE
         self._depth = 0
@@ -155,6 +161,7 @@ class Steps:
         self.running = False
         n_ops = session.writer.reserve_op_id() - self._first_op_id - 1
         hits = int(scalars.pop("hits", 0))
+        self.hits += hits
         if unless_empty and n_ops <= 0:
             return
         if hits:

@@ -71,8 +71,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     Py_XDECREF(replace(o()->py_intern, intern));
     replace(o()->py_on_sink, on_sink);  // a pending call may still hold the old one: it is kept
   });
-  m.def("start", [o](bool ops_level, bool check) {
+  m.def("start", [o](bool ops_level, bool check, bool thorough) {
     Settings s;
+    s.thorough = thorough;
     s.ops_level = ops_level;
     s.check = check;
     py::gil_scoped_release release;

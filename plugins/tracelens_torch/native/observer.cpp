@@ -162,7 +162,7 @@ std::unique_ptr<at::ObserverContext> Observer::on_start(const at::RecordFunction
       op.op_id = ring.reserve_op_id();
       if (settings.ops_level) op.start_ns = monotonic_ns();
       const bool checks = settings.check && !info.composite &&
-                          !(info.flags & (kHarmless | kGarbage | kConstant | kView));
+                          !(info.flags & (unchecked() | kGarbage | kConstant | kView));
       take_inputs(ts, rf, op,
                   settings.ops_level || checks || info.cast || !info.written.empty() || first_looks);
       const Backward backward = running_backward();
@@ -389,7 +389,7 @@ void Observer::finish(ThreadState& ts, const at::RecordFunction& rf, OpenOp& op)
   ops_seen.fetch_add(1, std::memory_order_relaxed);
 
   bool checked = false, hit = false;
-  const bool harmless = (op.flags & (kHarmless | kGarbage | kConstant | kView)) != 0;
+  const bool harmless = (op.flags & (unchecked() | kGarbage | kConstant | kView)) != 0;
   const bool narrowed = info.cast && !outs.empty() && !op.in_dtypes.empty() &&
                         exponent_bits(c10::typeMetaToScalarType(outs[0]->dtype())) <
                             exponent_bits(op.in_dtypes.back());

@@ -23,7 +23,7 @@ from tracelens.events import NO_ID, Op, OpFlag, Phase
 
 Json = dict[str, Any]
 
-LOOKS = frozenset({"read", "tap", "data"})
+LOOKS = frozenset({"read", "tap", "data", "result"})
 """Sinks where a value is only looked at: a constant Inf there was put there on purpose."""
 
 _SINK_WORDS = {
@@ -31,6 +31,7 @@ _SINK_WORDS = {
     "data": "the data",
     "exception": "the exception",
     "output": "the output",
+    "result": "a result",
     "tap": "the tap",
 }
 _PUT = FILLS | {"assign_variable_op", "assign", "identity", "read_variable_op"}
