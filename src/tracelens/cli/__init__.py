@@ -23,6 +23,8 @@ VERBS = (
     "view",
     "debug",
     "summary",
+    "report",
+    "plot",
     "query",
     "verify",
     "repair",
