@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tracelens.storage.bulk import Coded, Masked
+from tracelens.storage.columns import Coded, Masked
 
 MISSING = -(1 << 63)
 """Stands for NULL in a column of integers."""
