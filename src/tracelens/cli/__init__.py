@@ -26,6 +26,7 @@ VERBS = (
     "report",
     "plot",
     "query",
+    "ranks",
     "verify",
     "repair",
     "export",
