@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from tracelens.storage.sql import QueryRefused, QueryResult
 
 if TYPE_CHECKING:
+    from tracelens.engines import Engine
     from tracelens.storage.reader import TraceReader
 
 __all__ = ["DEFAULT_ROWS", "DEFAULT_TIMEOUT_S", "QueryRefused", "QueryResult", "run_query"]
@@ -16,7 +17,7 @@ DEFAULT_TIMEOUT_S = 60.0
 
 
 def run_query(
-    reader: TraceReader,
+    reader: TraceReader | Engine,
     text: str,
     *,
     limit: int = DEFAULT_ROWS,
@@ -25,7 +26,7 @@ def run_query(
     """Run one SELECT (or WITH … SELECT) on a trace's tables and views.
 
     Args:
-        reader: an open trace.
+        reader: an open trace, or an engine over one (``tracelens.engines.open_engine``).
         text: the query; ``ops``, ``steps``, ``stats``, ``op_full``, ``timeline`` … are its tables.
         limit: rows to return at most; ``truncated`` tells whether there were more.
         timeout_s: seconds after which the query is stopped.

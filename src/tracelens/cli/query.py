@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from tracelens.cli._command import Command, add_json, add_trace
 from tracelens.cli._output import print_json, print_text, table
+from tracelens.engines import add_engine_arguments, open_engine
 from tracelens.errors import EXIT_OK
 
 
@@ -16,7 +17,8 @@ class Query(Command):
     """Run one SELECT on the tables of a trace and print the rows.
 
     Nothing but the trace can be read and nothing can be written. Tables and views: ops, stats,
-    tensors, events, steps, sources, ops_aligned, op_full, timeline (see docs/format.md).
+    tensors, events, steps, sources, kernels, spans, collectives, ops_aligned, op_full, timeline
+    (see docs/format.md; docs/spark.md for --engine spark).
     """
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -29,6 +31,7 @@ class Query(Command):
         parser.add_argument(
             "--timeout", type=float, default=60.0, help="seconds at most (default: %(default)s)"
         )
+        add_engine_arguments(parser)
         form = parser.add_mutually_exclusive_group()
         add_json(form)
         form.add_argument("--csv", action="store_true", help="print comma-separated values")
@@ -45,11 +48,12 @@ class Query(Command):
     def run(self, options: argparse.Namespace) -> int:
         """Print the rows."""
         from tracelens.query import run_query
-        from tracelens.storage.reader import open_trace
 
         sql = sys.stdin.read() if options.sql == "-" else options.sql
-        with open_trace(options.trace) as reader:
-            result = run_query(reader, sql, limit=options.limit, timeout_s=options.timeout)
+        with open_engine(options.trace, options.engine, master=options.master) as engine:
+            result = run_query(engine, sql, limit=options.limit, timeout_s=options.timeout)
+            for problem in engine.problems:
+                print(f"tracelens: {problem}", file=sys.stderr)
         if options.json:
             print_json(
                 {

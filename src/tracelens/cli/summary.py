@@ -7,11 +7,12 @@ from typing import Any
 
 from tracelens.cli._command import Command, add_json, add_trace
 from tracelens.cli._output import duration, print_json, print_text, table
+from tracelens.engines import add_engine_arguments, open_engine
 from tracelens.errors import EXIT_OK
 
 
 class Summary(Command):
-    """Show the steps, ops, time by op, module and phase, scalars and findings of a trace."""
+    """Show the steps, ops, time by op, module and phase, scalars, findings, ranks of a trace."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the trace, the length of rankings and the output's form."""
@@ -19,15 +20,15 @@ class Summary(Command):
         parser.add_argument(
             "--top", type=int, default=10, metavar="N", help="rows of a ranking (default: 10)"
         )
+        add_engine_arguments(parser)
         add_json(parser)
 
     def run(self, options: argparse.Namespace) -> int:
         """Print the summary."""
         from tracelens.overview import overview
-        from tracelens.storage.reader import open_trace
 
-        with open_trace(options.trace) as reader:
-            found = overview(reader, top=max(1, options.top))
+        with open_engine(options.trace, options.engine, master=options.master) as engine:
+            found = overview(engine.reader, top=max(1, options.top), engine=engine)
         if options.json:
             print_json(found)
         else:
@@ -44,6 +45,8 @@ def _render(found: dict[str, Any]) -> str:
         f"steps   {_steps(steps)}",
         f"ops     {_ops(steps, ops)}",
     ]
+    if found["ranks"]:
+        lines += _ranks(found["ranks"])
     for label, rows in found["time"].items():
         if rows:
             body = [
@@ -82,6 +85,31 @@ def _ops(steps: dict[str, Any], ops: dict[str, Any]) -> str:
         text += f" of {steps['n_ops']} that ran"
     bad = steps["hits"] or ops["nonfinite"]
     return text + (f", {bad} with a non-finite output" if bad else "")
+
+
+def _ranks(ranks: dict[str, Any]) -> list[str]:
+    """Name the ranks that stand out; ``tracelens ranks`` tells the rest."""
+    text = f"ranks   {ranks['count']} of {ranks['world_size']}"
+    rows = {row["rank"]: row for row in ranks["rows"]}
+    if ranks["missing"]:
+        text += f", missing {_some(ranks['missing'])}"
+    slow = rows.get(ranks["slowest"])
+    if slow is not None and len(rows) > 1:
+        spent = slow["own_ns"] or slow["median_duration_ns"]
+        text += f", slowest rank {ranks['slowest']} ({duration(round(spent))} a step"
+        text += " without its waits)" if slow["own_ns"] else ")"
+    late = max(ranks["rows"], key=lambda row: row["caused_ns"] or 0, default=None)
+    if late is not None and late["caused_ns"]:
+        text += f", waited for most rank {late['rank']} ({duration(late['caused_ns'])} in all)"
+    off = [row for row in ranks["rows"] if row["clock_offset_ns"]]
+    if off:
+        worst = max(off, key=lambda row: abs(row["clock_offset_ns"]))
+        text += f", clocks up to {duration(abs(worst['clock_offset_ns']))} apart"
+    return [f"{text}; see `tracelens ranks`"]
+
+
+def _some(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers[:8])) + (" ..." if numbers[8:] else "")
 
 
 def _event(row: dict[str, Any]) -> str:

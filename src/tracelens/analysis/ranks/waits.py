@@ -12,6 +12,7 @@ Bus bandwidth is that of NCCL's tests: size / time, times 2 (n - 1) / n for an a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -72,9 +73,14 @@ class Transfer:
         return asdict(self)
 
 
-def find_source(engine: Engine) -> str | None:
-    """Return where a trace's collectives are, ``None`` if it holds none."""
-    for source in queries.COLLECTIVE_SOURCES:
+def find_source(engine: Engine, sources: Sequence[str] = queries.COLLECTIVE_SOURCES) -> str | None:
+    """Return where a trace's collectives are, ``None`` if it holds none.
+
+    Args:
+        engine: an open trace.
+        sources: tables to look in, the best first.
+    """
+    for source in sources:
         if engine.rows(queries.collective_counts(source))[0][0]:
             return source
     return None
