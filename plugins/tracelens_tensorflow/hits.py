@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tracelens import stats
-from tracelens.events import NO_ID, SLOT_BITS
+from tracelens.events import NO_ID
+from tracelens.sinks import fields_of
 from tracelens_tensorflow import tensors
 
 if TYPE_CHECKING:
@@ -53,17 +54,8 @@ def sink_fields(
         value_id: the value it holds, -1 unknown.
         doubts: why the value's history may not be the first run's.
     """
-    fields: dict[str, Any] = {
-        "sink": sink,
-        "name": name,
-        "step": step,
-        "op_id": value_id >> SLOT_BITS if value_id >= 0 else NO_ID,
-        "value_id": value_id,
-        **({} if tensor is None else described(tensor)),
-    }
-    if doubts:
-        fields["doubts"] = list(doubts)
-    return fields
+    told = {} if tensor is None else described(tensor)
+    return fields_of(sink, name, step, value_id, told, doubts)
 
 
 def described(tensor: Any) -> dict[str, Any]:

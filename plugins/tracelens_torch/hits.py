@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tracelens.events import NO_ID, SLOT_BITS
+from tracelens.events import NO_ID
+from tracelens.sinks import fields_of
 from tracelens_torch.nonfinite import describe, is_nonfinite
 
 if TYPE_CHECKING:
@@ -77,17 +78,7 @@ def sink_fields(
         doubts: why the value's history may not be the first run's.
         bare: leave its statistics out.
     """
-    fields: dict[str, Any] = {
-        "sink": sink,
-        "name": name,
-        "step": step,
-        "op_id": value_id >> SLOT_BITS if value_id >= 0 else NO_ID,
-        "value_id": value_id,
-        **({} if bare else describe(tensor)),
-    }
-    if doubts:
-        fields["doubts"] = list(doubts)
-    return fields
+    return fields_of(sink, name, step, value_id, {} if bare else describe(tensor), doubts)
 
 
 def doubts_of(outcome: Outcome) -> list[str]:

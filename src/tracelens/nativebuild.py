@@ -19,12 +19,50 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Generic, TypeVar
 
 TIMEOUT_S = 600
+
+Loaded = TypeVar("Loaded")
 
 
 class BuildError(RuntimeError):
     """A native part cannot be compiled or loaded here; the message says why in one line."""
+
+
+class Once(Generic[Loaded]):
+    """A native part that is loaded, and if need be compiled, at its first use in a process.
+
+    Args:
+        target: returns where the product is kept.
+        load: loads the product at that path, compiling it where it is missing.
+    """
+
+    def __init__(self, target: Callable[[], Path], load: Callable[[Path], Loaded]) -> None:
+        self._target = target
+        self._load = load
+        self._loaded: Loaded | None = None
+        self._reason = ""
+
+    def get(self) -> Loaded:
+        """Return the loaded part; a build that failed once is not tried again.
+
+        Raises:
+            BuildError: there is no compiler, the platform is not supported, or the build failed.
+        """
+        if self._loaded is None:
+            if self._reason:
+                raise BuildError(self._reason)
+            try:
+                self._loaded = self._load(self._target())
+            except BuildError as error:
+                self._reason = str(error)
+                raise
+        return self._loaded
+
+    def built(self) -> bool:
+        """Tell whether it is already compiled."""
+        return self._target().exists()
 
 
 def compiler() -> str | None:

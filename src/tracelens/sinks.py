@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tracelens.events import NO_ID, SLOT_BITS
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
     from tracelens.session import Session
 
@@ -13,6 +15,35 @@ MAX_PER_KIND = 8
 """Sinks of one kind and name that are told; a run that goes on with NaN repeats them for ever."""
 
 _PER_TENSOR = ("gradient", "parameter")
+
+
+def fields_of(
+    sink: str,
+    name: str,
+    step: int,
+    value_id: int,
+    described: Mapping[str, Any],
+    doubts: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Return the fields of a ``sink`` event.
+
+    Args:
+        sink: its kind.
+        name: the tensor's name.
+        step: the step's number.
+        value_id: the value it holds, -1 unknown.
+        described: what is known of the tensor: dtype, shape, statistics.
+        doubts: why the value's history may not be the first run's.
+    """
+    return {
+        "sink": sink,
+        "name": name,
+        "step": step,
+        "op_id": value_id >> SLOT_BITS if value_id >= 0 else NO_ID,
+        "value_id": value_id,
+        **described,
+        **({"doubts": list(doubts)} if doubts else {}),
+    }
 
 
 class SinkFilter:

@@ -52,6 +52,7 @@ class ListSession:
         self.config = SimpleNamespace(capture=capture, nonfinite=nonfinite, engine=None)
         self.writer = ListWriter()
         self.current_step = 0
+        self.judge = None
         self.captures: list[SmallCapture] = []
 
     def report_sink(self, **fields: Any) -> None:

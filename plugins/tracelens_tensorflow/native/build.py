@@ -13,31 +13,6 @@ from tracelens.nativebuild import BuildError
 
 LIBRARY = "tracelens_tensorflow_ops"
 _SOURCES = Path(__file__).parent
-_loaded: tuple[Any, ctypes.PyDLL] | None = None
-_reason = ""
-
-
-def load() -> tuple[Any, ctypes.PyDLL]:
-    """Return the module of generated op functions and the library, building it if need be.
-
-    Raises:
-        BuildError: there is no compiler, the platform is not supported, or the build failed.
-    """
-    global _loaded, _reason
-    if _loaded is None:
-        if _reason:
-            raise BuildError(_reason)
-        try:
-            _loaded = _load(_target())
-        except BuildError as error:
-            _reason = str(error)
-            raise
-    return _loaded
-
-
-def built() -> bool:
-    """Tell whether the ops are already compiled for this TensorFlow."""
-    return _target().exists()
 
 
 def _target() -> Path:
@@ -77,3 +52,13 @@ def command(cxx: str, output: Path) -> list[str]:
         *tf.sysconfig.get_compile_flags(), f"-I{_SOURCES}", f"-I{nativebuild.stats_directory()}",
         str(_SOURCES / "ops.cpp"), "-o", str(output), *tf.sysconfig.get_link_flags(),
     ]  # fmt: skip
+
+
+_library: nativebuild.Once[tuple[Any, ctypes.PyDLL]] = nativebuild.Once(_target, _load)
+
+load = _library.get
+"""Returns the module of generated op functions and the library, building it if need be; raises
+``BuildError``."""
+
+built = _library.built
+"""Tells whether the ops are already compiled for this TensorFlow."""

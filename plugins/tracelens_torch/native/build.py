@@ -19,31 +19,6 @@ __all__ = ["MODULE", "BuildError", "built", "cache_directory", "command", "compi
 
 MODULE = "tracelens_observer"
 _SOURCES = Path(__file__).parent
-_loaded: Any = None
-_reason = ""
-
-
-def load() -> Any:
-    """Return the compiled module, building it if need be.
-
-    Raises:
-        BuildError: there is no compiler, the platform is not supported, or the build failed.
-    """
-    global _loaded, _reason
-    if _loaded is None:
-        if _reason:
-            raise BuildError(_reason)
-        try:
-            _loaded = _load(_target())
-        except BuildError as error:
-            _reason = str(error)
-            raise
-    return _loaded
-
-
-def built() -> bool:
-    """Tell whether the observer is already compiled for this torch and Python."""
-    return _target().exists()
 
 
 def _target() -> Path:
@@ -89,3 +64,12 @@ def command(cxx: str, output: Path) -> list[str]:
     if os.environ.get("TRACELENS_PUBLIC_FRAMES"):
         command.insert(1, "-DTRACELENS_PUBLIC_FRAMES")
     return command
+
+
+_module: nativebuild.Once[Any] = nativebuild.Once(_target, _load)
+
+load = _module.get
+"""Returns the compiled module, building it if need be; raises ``BuildError``."""
+
+built = _module.built
+"""Tells whether the observer is already compiled for this torch and Python."""
