@@ -40,6 +40,7 @@ _HOME = {
     "breakpoint": "api",
     "check": "api",
     "load": "api",
+    "load_ipython_extension": "notebook",
     "schedule": "schedules",
     "step": "api",
     "tap": "api",

@@ -11,6 +11,12 @@ Examples:
     >>> with load(path) as trace:
     ...     print(len(trace.steps), trace.steps[0]["scalars"], len(trace.ops))
     1 {'loss': 0.5} 0
+    >>> trace = load(path)
+    >>> trace.table("steps").to_arrow(["step", "loss"]).to_pylist()
+    [{'step': 0, 'loss': 0.5}]
+    >>> trace.ops.to_pandas(["op_id", "name"], where="nan_count > 0").shape
+    (0, 2)
+    >>> trace.close()
     >>> directory.cleanup()
 """
 
@@ -24,8 +30,10 @@ from typing import TYPE_CHECKING, Any, overload
 from tracelens.storage.reader import open_trace
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from numpy.typing import NDArray
 
+    from tracelens.columnar import Table
     from tracelens.events import Op
     from tracelens.storage.health import Health
     from tracelens.storage.reader import TraceReader
@@ -90,6 +98,20 @@ class Trace:
         """
         return self.reader.tensor(name, step, rank)
 
+    def table(self, name: str) -> Table:
+        """Return a table of the trace, of all ranks, for ``to_pandas``, ``to_polars``, ``to_arrow``.
+
+        Args:
+            name: ``"steps"``, ``"ops"``, ``"stats"``, ``"kernels"``, ``"events"`` … as in
+                ``docs/format.md``.
+
+        Raises:
+            ConfigError: there is no such table.
+        """
+        from tracelens.columnar import Table
+
+        return Table(self.reader, name)
+
     def sql(self, text: str) -> list[Row]:
         """Run one SELECT on the trace's tables; see ``docs/format.md`` for their columns.
 
@@ -117,6 +139,12 @@ class Trace:
     ) -> None:
         self.close()
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: verdict, loss, findings, what else is there."""
+        from tracelens.notebook import trace_html
+
+        return trace_html(self.reader)
+
     def __repr__(self) -> str:
         ranks = len(self.reader.ranks())
         return f"<Trace {str(self.reader.path)!r}: {ranks} rank{'s' if ranks != 1 else ''}>"
@@ -142,6 +170,41 @@ class Ops(Sequence["Op"]):
     def by_id(self, op_id: int) -> Op | None:
         """Return the op with an id, ``None`` if it was not recorded."""
         return self._reader.op(op_id, self._rank)
+
+    def to_arrow(
+        self,
+        columns: Sequence[str] | None = None,
+        *,
+        steps: tuple[int | None, int | None] | None = None,
+        where: str | None = None,
+    ) -> pa.Table:
+        """Return the ops as an Arrow table; see ``columnar.Table.to_arrow``."""
+        return self._table().to_arrow(columns, steps=steps, where=where)
+
+    def to_pandas(
+        self,
+        columns: Sequence[str] | None = None,
+        *,
+        steps: tuple[int | None, int | None] | None = None,
+        where: str | None = None,
+    ) -> Any:
+        """Return the ops as a pandas frame; see ``columnar.Table.to_arrow``."""
+        return self._table().to_pandas(columns, steps=steps, where=where)
+
+    def to_polars(
+        self,
+        columns: Sequence[str] | None = None,
+        *,
+        steps: tuple[int | None, int | None] | None = None,
+        where: str | None = None,
+    ) -> Any:
+        """Return the ops as a polars frame; see ``columnar.Table.to_arrow``."""
+        return self._table().to_polars(columns, steps=steps, where=where)
+
+    def _table(self) -> Table:
+        from tracelens.columnar import Table
+
+        return Table(self._reader, "ops", rank=self._rank, step=self._step)
 
     def __len__(self) -> int:
         if self._length is None:

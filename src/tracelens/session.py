@@ -390,6 +390,12 @@ class Session:
         if lines:
             sys.stderr.write("".join(f"tracelens: {line}\n" for line in lines))
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from tracelens.notebook import session_html
+
+        return session_html(self, self._state)
+
     # Inside
 
     def _open_writer(self) -> ShardWriter:

@@ -23,6 +23,7 @@ from tracelens.storage.sql import MEMORY_LIMIT_BYTES, QueryResult, Row
 from tracelens.storage.sqlviews import SqlTables
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from numpy.typing import NDArray
 
     from tracelens.storage.chunks import Predicate
@@ -379,6 +380,14 @@ class TraceReader:
             QueryRefused: it is not one SELECT, it failed, or it took too long. One line.
         """
         return self._sql.database_with_views().select(text, limit=limit, timeout_s=timeout_s)
+
+    def arrow(self, text: str, *, timeout_s: float = 600.0) -> pa.Table:
+        """Run one SELECT and return all its rows as an Arrow table.
+
+        Raises:
+            QueryRefused: it is not one SELECT, it failed, or it took too long. One line.
+        """
+        return self._sql.database_with_views().arrow(text, timeout_s=timeout_s)
 
     def scan(
         self, table: str, columns: Sequence[str], first_step: int | None, last_step: int | None

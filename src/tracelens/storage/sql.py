@@ -206,6 +206,22 @@ class Database:
             duration_ns=time.perf_counter_ns() - started,
         )
 
+    def arrow(self, text: str, *, timeout_s: float) -> pa.Table:
+        """Run a person's query, as ``select`` does, and return all its rows as an Arrow table.
+
+        Raises:
+            QueryRefused: it is not one SELECT, it failed, or it took too long or too much memory.
+        """
+        import duckdb
+
+        with self._lock:
+            self._check(text)
+            with _Watchdog(self._connection, timeout_s, 2 * self._limit_bytes) as watchdog:
+                try:
+                    return self._connection.sql(text).to_arrow_table()
+                except (duckdb.Error, RuntimeError) as error:
+                    raise QueryRefused(watchdog.reason or one_line(str(error))) from None
+
     def _check(self, text: str) -> None:
         import duckdb
 
