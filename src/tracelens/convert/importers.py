@@ -18,6 +18,8 @@ IMPORTERS = {
     "tfdbg": "a folder of tfdbg v2 (tf.debugging.experimental.enable_dump_debug_info)",
     "xplane": "XPlane profiles of TensorFlow or JAX (*.xplane.pb, or the profiler's folder)",
     "nsys": "Nsight Systems' sqlite exports (nsys export --type sqlite)",
+    "speedscope": "speedscope's JSON (py-spy, rbspy, 0x)",
+    "pyspy": "py-spy's raw stacks and Chrome traces (py-spy record -f raw)",
 }
 """Name of the module in `tracelens.convert` -> what it reads, for messages."""
 
