@@ -20,6 +20,7 @@ IMPORTERS = {
     "nsys": "Nsight Systems' sqlite exports (nsys export --type sqlite)",
     "speedscope": "speedscope's JSON (py-spy, rbspy, 0x)",
     "pyspy": "py-spy's raw stacks and Chrome traces (py-spy record -f raw)",
+    "memory_snapshot": "PyTorch's memory snapshots and raw memory timelines",
 }
 """Name of the module in `tracelens.convert` -> what it reads, for messages."""
 
