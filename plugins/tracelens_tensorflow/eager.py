@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 _EagerTensor = EagerTensor
 _MAX_PLACES = 1 << 16
+_ASKS = frozenset({"IsNan", "IsInf", "IsFinite"})
+"""With these a program asks whether a value is bad; asked about a good one they are no news."""
 
 
 class _Facts(NamedTuple):
@@ -174,7 +176,8 @@ class EagerOps:
             if facts.view:
                 recorder.pass_on(read, outputs, read[0] if read else None)
                 return
-            if not any(map(tensors.is_float, outputs)):
+            asked = kind in _ASKS and any(map(tensors.is_bad, read))
+            if not asked and not any(map(tensors.is_float, outputs)):
                 return
         duration, start_ns = (
             time.monotonic_ns() - start,

@@ -13,7 +13,7 @@ import torch
 
 from tracelens_torch import amp, compiled, data, rerun, update
 from tracelens_torch.engines import Engine, choose
-from tracelens_torch.hooks import install_updates, names_of, parameters_of
+from tracelens_torch.hooks import install_updates, mute_printing, names_of, parameters_of
 from tracelens_torch.modules import ModuleNames
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class TorchBackend:
         self._engine.start()
         self._data = data.install_data(self._engine, session)
         self._uninstall.append(self._data)
+        self._uninstall.append(mute_printing(self.muted))
         self._amp = amp.install_amp(session, self._amp_failed)
         self._uninstall.append(self._amp)
         if session.config.profile:

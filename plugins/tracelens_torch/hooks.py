@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from torch import _tensor_str
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
@@ -63,6 +66,26 @@ def install_updates(updates: Updates) -> Callable[[], None]:
             handle.remove()
 
     return remove
+
+
+def mute_printing(muted: Callable[[], AbstractContextManager[None]]) -> Callable[[], None]:
+    """Let the ops with which PyTorch prints a tensor go unobserved; the result, called, ends it.
+
+    It asks which elements are finite and picks those: that is not the program's doing.
+    """
+    original = _tensor_str._str
+
+    @functools.wraps(original)
+    def quietly(*args: Any, **kwargs: Any) -> Any:
+        with muted():
+            return original(*args, **kwargs)
+
+    def restore() -> None:
+        if _tensor_str._str is quietly:
+            _tensor_str._str = original
+
+    _tensor_str._str = quietly
+    return restore
 
 
 def parameters_of(optimizer: Optimizer) -> list[torch.Tensor]:

@@ -302,6 +302,9 @@ def _is_finite(value: Any) -> bool:
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(value, numpy.ndarray | numpy.generic):
         return bool(numpy.isfinite(value).all())
+    to_numpy = getattr(value, "numpy", None)
+    if callable(to_numpy):
+        return _is_finite(to_numpy())
     return True
 
 

@@ -50,7 +50,8 @@ class Session:
         judge: what became of the sinks.
         opened_by: what the user wrote to open it, for messages.
         background: a tool opened it, not the program: it makes way for a session of the
-            program's, takes nothing from the environment, and its files are the tool's to remove.
+            program's, takes nothing from the environment, and at guard level nothing is sealed:
+            the tool copies what it wants and removes the files.
         displaced_by: the session that a background session made way for.
     """
 
@@ -205,6 +206,11 @@ class Session:
             self._steps.mark(scalars)
             self.judge.act()
 
+    @property
+    def clock(self) -> Steps:
+        """The step clock, for callbacks of libraries that drive the training (`training`)."""
+        return self._steps
+
     def auto_step(self, source: str = "") -> None:
         """A backend saw an optimizer step: the end of a step, unless the user marks steps.
 
@@ -292,6 +298,8 @@ class Session:
         """
         fields.setdefault("step", self.current_step)
         fields.setdefault("t_ns", self.writer.now_ns())
+        if self._steps.aside:
+            fields.setdefault("during", self._steps.aside)
         self.writer.event("sink", **fields)
         self.judge.add(fields)
 
@@ -410,7 +418,7 @@ class Session:
                 rank=self.rank,
                 mode="flight" if only_findings else "stream",
                 framework="",
-                sealed_by="nobody" if self.background else "helper",
+                sealed_by="nobody" if self.background and only_findings else "helper",
             )
         except OSError as error:
             raise SessionError(

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from tracelens.storage.format import RECORD_BYTES, RECORD_STRUCT, RING_HEADER_BYTES
-from tracelens.storage.jsonlines import LineWriter
+from tracelens.storage.jsonlines import LineWriter, read_lines
 from tracelens.storage.manifest import LIVE_DIR, ShardState, write_shard
 from tracelens.storage.ring import RING_STATE, Records, RingWriter, highest_position
 from tracelens.storage.rundir import monotonic_epoch_ns, open_run
@@ -199,6 +199,22 @@ class ShardWriter:
         """Return an interned value, ``None`` if there is none of that id."""
         entry = self._strings.values.get(number)
         return None if entry is None else entry[1]
+
+    def interned(self, number: int) -> tuple[str, Any] | None:
+        """Return kind and value of an interned id, ``None`` if there is none."""
+        return self._strings.values.get(number)
+
+    def interned(self, number: int) -> tuple[str, Any] | None:
+        """Return kind and value of an interned id, ``None`` if there is none."""
+        return self._strings.values.get(number)
+
+    def events_end(self) -> int:
+        """Return where the next event will be written: `events_from` reads on from there."""
+        return self._events.size_bytes
+
+    def events_from(self, place: int) -> list[dict[str, Any]]:
+        """Return the events written since a place, as they were given."""
+        return [line for line, _ in read_lines(self._events.path, place) if isinstance(line, dict)]
 
     def event(self, t: str, /, **fields: Any) -> bool:
         """Append one event; return whether it is on its way to the disk."""
