@@ -204,10 +204,6 @@ class ShardWriter:
         """Return kind and value of an interned id, ``None`` if there is none."""
         return self._strings.values.get(number)
 
-    def interned(self, number: int) -> tuple[str, Any] | None:
-        """Return kind and value of an interned id, ``None`` if there is none."""
-        return self._strings.values.get(number)
-
     def events_end(self) -> int:
         """Return where the next event will be written: `events_from` reads on from there."""
         return self._events.size_bytes
