@@ -16,6 +16,7 @@ from tracelens.errors import NonFiniteError, SessionError
 from tracelens.events import STRUCTURAL
 from tracelens.judge import Judge, one_line, text
 from tracelens.observers import Observers
+from tracelens.processes import launched, place
 from tracelens.steps import Steps
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ class Session:
     Attributes:
         config: its settings, environment included.
         path: the trace directory.
-        rank: this process's rank, from ``RANK``; 0 alone.
+        rank: this process's rank (``processes.place``); 0 alone.
+        world_size: how many processes the run has.
         writer: where backends write records.
         observers: the backends.
         judge: what became of the sinks.
@@ -64,7 +66,8 @@ class Session:
         self.background = background
         self.displaced_by: Session | None = None
         self.path = self.config.path or default_path()
-        self.rank = _environment_number("RANK", 0)
+        here = place()
+        self.rank, self.world_size = here.rank, here.world_size
         self.opened_by = opened_by
         self.observers = Observers(self)
         self.judge = Judge(self)
@@ -409,7 +412,7 @@ class Session:
     def _open_writer(self) -> ShardWriter:
         from tracelens.storage.writer import ShardWriter
 
-        if self.path.exists() and _environment_number("WORLD_SIZE", 1) <= 1:
+        if self.path.exists() and self.world_size <= 1:
             raise SessionError(f"{self.path} already exists; choose another path or remove it")
         only_findings = self.config.capture == "guard" and not self.config.profile
         try:
@@ -418,6 +421,7 @@ class Session:
                 rank=self.rank,
                 mode="flight" if only_findings else "stream",
                 framework="",
+                world_size=self.world_size,
                 sealed_by="nobody" if self.background and only_findings else "helper",
             )
         except OSError as error:
@@ -441,11 +445,15 @@ class Session:
 def default_path(name: str | None = None) -> Path:
     """Return a path that does not exist yet, named after the program and the time.
 
+    Ranks that one launcher started on a machine are given the same path.
+
     Args:
         name: the program's name; the running script's by default.
     """
     directory = Path(os.environ.get(DIRECTORY) or ".")
     script = name or Path(getattr(sys.modules["__main__"], "__file__", None) or "session").stem
+    if place().world_size > 1:
+        return directory / ("-".join(filter(None, (script, *launched()))) + _SUFFIX)
     stem = f"{script}-{time.strftime('%Y%m%d-%H%M%S')}"
     path = directory / (stem + _SUFFIX)
     number = 2
@@ -453,11 +461,6 @@ def default_path(name: str | None = None) -> Path:
         path = directory / f"{stem}-{number}{_SUFFIX}"
         number += 1
     return path
-
-
-def _environment_number(variable: str, default: int) -> int:
-    value = os.environ.get(variable, "")
-    return int(value) if value.isdecimal() else default
 
 
 def _in_child() -> None:

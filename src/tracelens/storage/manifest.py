@@ -35,6 +35,8 @@ class Manifest:
     Attributes:
         epoch_unix_ns: Unix time, in ns, of time 0 of the trace.
         tables: table definitions (``tables.manifest_tables``).
+        launch: what the ranks of one launch share (``processes.launch``), so that no rank of
+            another run joins.
     """
 
     run_id: str
@@ -45,6 +47,7 @@ class Manifest:
     min_reader: str = MIN_READER
     tables: dict[str, Any] = field(default_factory=dict)
     features: tuple[str, ...] = ()
+    launch: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +113,9 @@ def new_run_id() -> str:
     return "".join(_CROCKFORD[number >> shift & 31] for shift in range(125, -1, -5))
 
 
-def new_manifest(epoch_unix_ns: int, world_size: int, created_by: str) -> Manifest:
+def new_manifest(
+    epoch_unix_ns: int, world_size: int, created_by: str, launch: str = ""
+) -> Manifest:
     """Return a manifest for a run that begins now."""
     return Manifest(
         run_id=new_run_id(),
@@ -118,6 +123,7 @@ def new_manifest(epoch_unix_ns: int, world_size: int, created_by: str) -> Manife
         created_by=created_by,
         world_size=world_size,
         tables=manifest_tables(since="1.0"),
+        launch=launch,
     )
 
 

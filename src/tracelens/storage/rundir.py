@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from tracelens.errors import SessionError
+from tracelens.processes import launch
 from tracelens.storage.manifest import (
     LIVE_DIR,
     MANIFEST,
@@ -39,8 +40,13 @@ def open_run(run_dir: Path, rank: int, attempt: int, world_size: int) -> tuple[M
     if not (run_dir / MANIFEST).exists():
         if _is_foreign(run_dir):
             raise SessionError(f"{run_dir} is not empty and no trace; choose another path")
-        write_manifest(run_dir, new_manifest(time.time_ns(), world_size, CREATED_BY))
+        write_manifest(run_dir, new_manifest(time.time_ns(), world_size, CREATED_BY, launch()))
     manifest = read_manifest(run_dir)
+    if attempt == 0 and launch() and manifest.launch not in ("", launch()):
+        raise SessionError(
+            f"{run_dir} holds another run, which these ranks do not belong to; choose another path "
+            "or remove it"
+        )
     for name in (SHARDS_DIR, LIVE_DIR):
         (run_dir / name).mkdir(exist_ok=True)
     if (run_dir / SHARDS_DIR / f"{shard}.json").exists() or _live(run_dir, shard).exists():
