@@ -27,6 +27,6 @@ def _no_session_left_open() -> Iterator[None]:
     from tracelens import session
 
     left = session.current()
-    if left is not None:
+    if left is not None and not left.background:  # pytest's own plugin may watch
         left.close(RuntimeError("the test left its session open"))
         pytest.fail(f"the test left a session open: {left.path}")
