@@ -39,7 +39,7 @@ def read(data: bytes) -> Any:
         PickleRefused: it is torn, or wants more than containers, numbers, texts and bytes.
 
     Examples:
-        >>> read(bytes.fromhex("80027d71005801000000617101") + b"K\\x05s.")
+        >>> read(bytes.fromhex("80027d71005801000000617101") + bytes.fromhex("4b05732e"))
         {'a': 5}
     """
     if data[:1] != b"\x80":
