@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tracelens_torch import amp, compiled, data, rerun, update
+from tracelens_torch import amp, compiled, data, distributed, rerun, update
 from tracelens_torch.engines import Engine, choose
 from tracelens_torch.hooks import install_updates, mute_printing, names_of, parameters_of
 from tracelens_torch.modules import ModuleNames
@@ -54,6 +54,9 @@ class TorchBackend:
         if session.config.profile:
             told = "profile=True: PyTorch's ops are not profiled by this version"
             session.note("profile", told, "warning")
+        self._collectives = distributed.Collectives(session)
+        self._collectives.start()
+        self._fingerprints = distributed.Fingerprints(session, self.muted)
         self._compiled = compiled.CompileWatch(session)
         if self._engine.name == "sentinel":
             self._use_sentinel(self._engine)
@@ -63,6 +66,7 @@ class TorchBackend:
 
     def stop(self) -> None:
         """Stop observing and leave torch as it was found."""
+        self._collectives.stop()
         for uninstall in reversed(self._uninstall):
             uninstall()
         self._uninstall.clear()
@@ -75,6 +79,7 @@ class TorchBackend:
 
     def abandon(self) -> None:
         """In a forked child: take the hooks off and write nothing more."""
+        self._collectives.abandon()
         for uninstall in reversed(self._uninstall):
             uninstall()
         self._uninstall.clear()
@@ -92,6 +97,7 @@ class TorchBackend:
     def begin_step(self, step: int, *, active: bool) -> None:
         """A step begins."""
         engine = self._running()
+        self._collectives.begin_step(step)
         engine.begin_step(step, active)
         compiled_seen = self._compiled.poll()
         if self._sentinel is None:
@@ -108,6 +114,8 @@ class TorchBackend:
                 engine.drop_sinks()
             self._sentinel.end_step(step)
         scalars = engine.end_step(step)
+        self._collectives.end_step()
+        self._fingerprints.end_step(step)
         if scalars.get("hits"):
             self._data.flush(max(0, step - 1), step)
         return scalars
@@ -149,6 +157,13 @@ class TorchBackend:
             return False
         self._modules.watch(module, name)
         self._running().forget_modules()
+        return True
+
+    def fingerprint(self, model: Any, name: str, every: int) -> bool:
+        """Compare a model's parameters between ranks at the end of every so many steps."""
+        if not isinstance(model, torch.nn.Module):
+            return False
+        self._fingerprints.add(model, name, every)
         return True
 
     def check(self, value: Any, name: str) -> bool:

@@ -162,16 +162,23 @@ def tap(value: Value, name: str) -> Value:
     return value
 
 
-def watch(module: Value, name: str = "") -> Value:
+def watch(module: Value, name: str = "", *, fingerprint_every: int = 0) -> Value:
     """Name the layers and parameters of a model in reports; return the model.
 
     Args:
         module: a framework's module or model.
         name: a prefix for the names, for programs with several models.
+        fingerprint_every: keep a checksum and the norm of each parameter and gradient at the end
+            of every so many steps, by which ranks are compared (``tracelens ranks``); 0 for never.
+
+    Raises:
+        ConfigError: ``fingerprint_every`` is no count of steps.
     """
+    if not isinstance(fingerprint_every, int) or fingerprint_every < 0:
+        raise ConfigError(f"tl.watch: fingerprint_every= must be a count, not {fingerprint_every!r}")
     session = sessions.current()
     if session is not None:
-        session.watch(module, name)
+        session.watch(module, name, fingerprint_every)
     return module
 
 

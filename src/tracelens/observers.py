@@ -106,6 +106,15 @@ class Observers:
         """
         return any(self._ask(backend, method, value, name) for backend in self.running)
 
+    def fingerprint(self, model: Any, name: str, every: int) -> None:
+        """Have the backend that a model belongs to compare its parameters between ranks.
+
+        A backend may have a method ``fingerprint(model, name, every)``, false for foreign models.
+        """
+        for backend in self.running:
+            if hasattr(backend, "fingerprint"):
+                self._ask(backend, "fingerprint", model, name, every)
+
     def number(self, value: Any, name: str) -> float | None:
         """Return a scalar as a number, ``None`` if it is not one.
 

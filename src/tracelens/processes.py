@@ -61,24 +61,20 @@ def place(environ: Mapping[str, str] | None = None) -> Place:
 def launch(environ: Mapping[str, str] | None = None) -> str:
     """Return a short text that all ranks of one launch share, and no other launch; "" alone.
 
-    It keeps a trace that an earlier launch has left from being joined. A launcher that restarts its
-    ranks (elastic) may give them another port: attempts are told apart by their number.
+    It keeps a trace that an earlier launch has left from being joined. Without a run id of torchrun
+    it is the address at which the ranks meet.
 
     Args:
         environ: the environment.
     """
     given = os.environ if environ is None else environ
-    names = (
-        "TORCHELASTIC_RUN_ID",
-        "MASTER_ADDR",
-        "MASTER_PORT",
-        "TF_CONFIG",
-        "OMPI_MCA_ess_base_jobid",
-    )
-    facts = [given.get(name, "") for name in names]
-    if facts[3]:
-        cluster = _json(facts[3]).get("cluster")
-        facts[3] = json.dumps(cluster, sort_keys=True)
+    elastic = given.get("TORCHELASTIC_RUN_ID", "none")
+    if elastic not in ("", "none"):
+        facts = [elastic]
+    else:
+        cluster = _json(given.get("TF_CONFIG", "")).get("cluster")
+        facts = [given.get("MASTER_ADDR", ""), given.get("MASTER_PORT", "")]
+        facts.append(json.dumps(cluster, sort_keys=True) if cluster else "")
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:12] if any(facts) else ""
 
 

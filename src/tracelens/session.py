@@ -265,10 +265,12 @@ class Session:
         if self._state == "open":
             self.observers.offer("tap", value, name)
 
-    def watch(self, module: Any, name: str = "") -> None:
-        """Name the parts of a model."""
+    def watch(self, module: Any, name: str = "", fingerprint_every: int = 0) -> None:
+        """Name the parts of a model, and compare its parameters between ranks."""
         if self._state == "open":
             self.observers.offer("watch", module, name)
+            if fingerprint_every:
+                self.observers.fingerprint(module, name, fingerprint_every)
 
     def check(self, value: Any, name: str) -> None:
         """Look at a value now.

@@ -4,6 +4,7 @@
 
 // One translation unit: torch's headers take most of the time to compile.
 #include "observer.cpp"
+#include "collectives.cpp"
 #include "outside.cpp"
 #include "records.cpp"
 #include "sinks.cpp"
@@ -155,6 +156,25 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       d["failure"] = o()->last_failure;
     }
     return d;
+  });
+  auto c = [] { return &Collectives::get(); };
+  m.def("start_collectives", [c](int64_t epoch_ns) {
+    py::gil_scoped_release release;
+    c()->start(epoch_ns);
+  });
+  m.def("stop_collectives", [c] {
+    py::gil_scoped_release release;
+    c()->stop();
+  });
+  m.def("set_collective_step", [c](int64_t step) { c()->step = step; });
+  m.def("collectives_done", [c] { return c()->done.load(std::memory_order_relaxed); });
+  m.def("collectives_dropped", [c] { return c()->dropped.load(std::memory_order_relaxed); });
+  m.def("take_collectives", [c] {
+    py::list out;
+    for (const auto& r : c()->take())
+      out.append(py::make_tuple(r.index, r.name, r.dtype, r.step, r.start_ns, r.end_ns,
+                                r.size_bytes, r.tid));
+    return out;
   });
   m.def("hits", [o] { return o()->hits.load(std::memory_order_relaxed); });
   m.def("sinks_pending", [o] { return o()->sinks_pending.load(std::memory_order_relaxed); });
