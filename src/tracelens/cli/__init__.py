@@ -23,6 +23,7 @@ VERBS = (
     "view",
     "debug",
     "summary",
+    "profile",
     "report",
     "plot",
     "query",

@@ -23,13 +23,14 @@ class DamagedSegmentError(Exception):
 
 
 def iter_batches(
-    file: SegmentFile, columns: Sequence[str] | None = None
+    file: SegmentFile, columns: Sequence[str] | None = None, *, batch_rows: int = BATCH_ROWS
 ) -> Iterator[pa.RecordBatch]:
-    """Yield a segment's rows, ``BATCH_ROWS`` at a time.
+    """Yield a segment's rows, ``batch_rows`` at a time.
 
     Args:
         file: the segment.
         columns: columns wanted, all of the table's if ``None``; one that the file lacks is NULL.
+        batch_rows: rows of a batch at most.
 
     Yields:
         Batches of exactly these columns, in the types of ``tables.arrow_schema``.
@@ -53,7 +54,7 @@ def iter_batches(
             if required - present:
                 raise DamagedSegmentError(f"lacks the column {min(required - present)}")
             names = [name for name in wanted if name in present]
-            for batch in parquet.iter_batches(BATCH_ROWS, columns=names, use_threads=False):
+            for batch in parquet.iter_batches(batch_rows, columns=names, use_threads=False):
                 for name in required:
                     if batch.column(name).null_count:
                         raise DamagedSegmentError(f"its column {name} has NULLs")
@@ -63,12 +64,15 @@ def iter_batches(
         raise DamagedSegmentError(text[:200]) from None
 
 
-def read_file(file: SegmentFile, columns: Sequence[str] | None = None) -> pa.Table:
+def read_file(
+    file: SegmentFile, columns: Sequence[str] | None = None, *, batch_rows: int = BATCH_ROWS
+) -> pa.Table:
     """Read one segment whole.
 
     Args:
         file: the segment.
         columns: as for ``iter_batches``.
+        batch_rows: rows decoded at a time.
 
     Raises:
         DamagedSegmentError: as ``iter_batches``, or it unpacks to more than ``MAX_TABLE_BYTES``.
@@ -76,7 +80,7 @@ def read_file(file: SegmentFile, columns: Sequence[str] | None = None) -> pa.Tab
     import pyarrow as pa
 
     batches, size = [], 0
-    for batch in iter_batches(file, columns):
+    for batch in iter_batches(file, columns, batch_rows=batch_rows):
         batches.append(batch)
         size += batch.nbytes
         if size > MAX_TABLE_BYTES:

@@ -395,6 +395,30 @@ class TraceReader:
         """Yield a table's rows in blocks, shard by shard and file by file (used by exports)."""
         return self._sql.scan(table, columns, first_step, last_step)
 
+    def columns(
+        self,
+        table: str,
+        names: Sequence[str],
+        *,
+        rank: int | None = None,
+        steps: tuple[int | None, int | None] | None = None,
+    ) -> pa.Table:
+        """Return whole columns of a table, as analyses want them.
+
+        Args:
+            table: the table.
+            names: its columns.
+            rank: of one rank only: the last attempt that recorded anything, since ids are unique in
+                a shard only; the rows of all shards if ``None``.
+            steps: first step and the one after the last, ``None`` where open.
+
+        Raises:
+            ConfigError: there is no such table or column.
+        """
+        from tracelens.storage.columnread import read_columns
+
+        return read_columns(self._readers, table, names, rank=rank, steps=steps)
+
     def tail(self) -> Tail:
         """Follow a trace that is being written: ``poll()`` returns what is new."""
         from tracelens.storage.tail import Tail

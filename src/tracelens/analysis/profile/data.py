@@ -1,0 +1,270 @@
+"""One rank's profile as numpy columns, each read from the trace when it is first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracelens.analysis.profile.intervals import Intervals, Ints, union
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from tracelens.storage.reader import TraceReader
+
+Steps = tuple[int | None, int | None]
+"""First step and the one after the last; ``None`` where open."""
+
+DEVICE_KINDS = ("kernel", "comm", "memcpy", "memset")
+"""Kinds of device work; a kind that is none of these counts as ``kernel``."""
+
+
+class Columns:
+    """The rows of one table, without any Python object per row.
+
+    Args:
+        reader: an open trace; it must stay open.
+        table: the table.
+        rank: whose rows.
+        steps: rows of these training steps only.
+    """
+
+    def __init__(
+        self, reader: TraceReader, table: str, rank: int, steps: Steps | None = None
+    ) -> None:
+        self.table = table
+        self._reader = reader
+        self._rank = rank
+        self._steps = steps
+        self._arrow: dict[str, pa.ChunkedArray] = {}
+        self._ints: dict[str, Ints] = {}
+        self._texts: dict[str, tuple[Ints, list[str]]] = {}
+
+    @cached_property
+    def _rows(self) -> int:
+        first = {"memory": "t_ns", "samples": "duration_ns", "counters": "t_ns"}
+        return len(self.ints(first.get(self.table, "start_ns")))
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def ints(self, name: str) -> Ints:
+        """Return a column of whole numbers, int64 of shape (rows,); NULL is -1."""
+        if name not in self._ints:
+            column = self._column(name)
+            values = (column.fill_null(-1) if column.null_count else column).to_numpy()
+            self._ints[name] = values.astype(np.int64, copy=False)
+        return self._ints[name]
+
+    def floats(self, name: str) -> NDArray[np.float64]:
+        """Return a column of numbers, float64 of shape (rows,); NULL is NaN."""
+        values: NDArray[Any] = self._column(name).to_numpy()
+        return values.astype(np.float64, copy=False)
+
+    def codes(self, name: str) -> Ints:
+        """Return a text column as positions in ``texts(name)``; int64 of shape (rows,), -1 NULL."""
+        return self._text(name)[0]
+
+    def texts(self, name: str) -> list[str]:
+        """Return the distinct texts of a column."""
+        return self._text(name)[1]
+
+    def is_one_of(self, name: str, wanted: Sequence[str]) -> NDArray[np.bool_]:
+        """Return which rows have one of some texts in a column; bool of shape (rows,)."""
+        return self.where(name, [text in wanted for text in self.texts(name)])
+
+    def where(self, name: str, holds: Sequence[bool]) -> NDArray[np.bool_]:
+        """Return which rows have a text for which ``holds`` is true; NULL never has."""
+        # The entry at the end is what code -1, NULL, finds.
+        return np.array([*holds, False], dtype=np.bool_)[self.codes(name)]
+
+    def _text(self, name: str) -> tuple[Ints, list[str]]:
+        if name not in self._texts:
+            array = self._column(name).combine_chunks()
+            codes = array.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+            self._texts[name] = _distinct(codes, [t or "" for t in array.dictionary.to_pylist()])
+        return self._texts[name]
+
+    def _column(self, name: str) -> pa.ChunkedArray:
+        table = self._reader.columns(self.table, [name], rank=self._rank, steps=self._steps)
+        return table.column(name)
+
+
+@dataclass(frozen=True)
+class StepTable:
+    """The training steps of a rank, in order of time.
+
+    Attributes:
+        step: numbers, shape (n,). One step numbered -1 stands for the whole trace where no step
+            was marked.
+        start_ns: shape (n,).
+        end_ns: shape (n,).
+        marked: whether the program marked them.
+    """
+
+    step: Ints
+    start_ns: Ints
+    end_ns: Ints
+    marked: bool
+
+    def __len__(self) -> int:
+        return len(self.step)
+
+    @property
+    def duration_ns(self) -> Ints:
+        """Lengths, shape (n,)."""
+        return self.end_ns - self.start_ns
+
+
+class ProfileData:
+    """What analyses are functions of: one rank of a trace, or some of its steps.
+
+    Attributes:
+        reader: the trace, open.
+        rank: whose profile.
+        clock_offset_ns: what to add to its times to align them with rank 0.
+        selected: the steps asked for, ``None`` for all.
+        kernels: device work launched in the selected steps.
+        device: all device work of the rank: what ran in a step's window may come from another.
+        ops: framework ops of the selected steps.
+        spans: everything else of the host in these steps.
+        memory: allocations and frees of the whole rank: what is held depends on what went before.
+        samples: stack samples of the selected steps.
+        counters: all counters.
+    """
+
+    def __init__(self, reader: TraceReader, rank: int = 0, steps: Steps | None = None) -> None:
+        self.reader = reader
+        self.rank = rank
+        self.clock_offset_ns = reader.clock_offset_ns(rank)
+        self.selected = steps if steps not in (None, (None, None)) else None
+        self.device = Columns(reader, "kernels", rank)
+        self.kernels = (
+            Columns(reader, "kernels", rank, self.selected) if self.selected else self.device
+        )
+        self.ops = Columns(reader, "ops", rank, self.selected)
+        self.spans = Columns(reader, "spans", rank, self.selected)
+        self.memory = Columns(reader, "memory", rank)
+        self.samples = Columns(reader, "samples", rank, self.selected)
+        self.counters = Columns(reader, "counters", rank)
+
+    def table(self, name: str) -> Columns:
+        """Return another table of the selected steps."""
+        return Columns(self.reader, name, self.rank, self.selected)
+
+    @cached_property
+    def steps(self) -> StepTable:
+        """The selected steps, or one that spans everything if none was marked."""
+        first, end = self.selected or (None, None)
+        last = None if end is None else end - 1
+        rows = [
+            (event["start_ns"], event["start_ns"] + event["duration_ns"], event["step"])
+            for event in self.reader.steps(first, last, rank=self.rank)
+            if isinstance(event.get("start_ns"), int) and isinstance(event.get("duration_ns"), int)
+        ]
+        if rows:
+            start, stop, step = np.array(sorted(rows), dtype=np.int64).T
+            return StepTable(step, start, stop, True)
+        low, high = self.window
+        return StepTable(np.array([-1]), np.array([low]), np.array([high]), False)
+
+    @cached_property
+    def window(self) -> tuple[int, int]:
+        """First start and last end of everything recorded, ns; (0, 0) if there is nothing."""
+        bounds = []
+        for columns in (self.kernels, self.ops, self.spans):
+            if len(columns):
+                starts = columns.ints("start_ns")
+                bounds.append((int(starts.min()), int((starts + durations(columns)).max())))
+        return (min(b[0] for b in bounds), max(b[1] for b in bounds)) if bounds else (0, 0)
+
+    @cached_property
+    def op_phase(self) -> tuple[Ints, list[str]]:
+        """Codes and texts of the phase of each row of ``ops``."""
+        return self.ops.codes("phase"), self.ops.texts("phase")
+
+    @cached_property
+    def op_parent(self) -> Ints:
+        """Row of each op's enclosing op, -1 for none; shape (ops,)."""
+        parent = self.ops.ints("parent_id")
+        return rows_of(self.ops.ints("op_id"), parent)
+
+    @cached_property
+    def kernel_op(self) -> Ints:
+        """Row in ``ops`` of the op that launched each row of ``kernels``, -1 for none."""
+        return rows_of(self.ops.ints("op_id"), self.kernels.ints("op_id"))
+
+    def device_class(self, columns: Columns | None = None) -> Ints:
+        """Return each row's position in ``DEVICE_KINDS``; shape (rows,)."""
+        rows = self.device if columns is None else columns
+        of_text = [
+            DEVICE_KINDS.index(text) if text in DEVICE_KINDS else 0 for text in rows.texts("kind")
+        ]
+        return np.array([*of_text, 0], dtype=np.int64)[rows.codes("kind")]
+
+    def busy(self, *kinds: str) -> Intervals:
+        """Return when any of these kinds of work ran on a device; all kinds if none is named."""
+        columns = self.device
+        starts = columns.ints("start_ns")
+        ends = starts + durations(columns)
+        if not kinds:
+            return union(starts, ends)
+        classes = self.device_class()
+        mask = np.isin(classes, [DEVICE_KINDS.index(kind) for kind in kinds])
+        return union(starts[mask], ends[mask])
+
+    def span_intervals(self, mask: NDArray[np.bool_]) -> Intervals:
+        """Return when any of some spans ran; ``mask`` is bool of shape (spans,)."""
+        starts = self.spans.ints("start_ns")[mask]
+        return union(starts, starts + durations(self.spans)[mask])
+
+
+def load_profile(reader: TraceReader, rank: int = 0, steps: Steps | None = None) -> ProfileData:
+    """Return one rank's profile; nothing is read before an analysis asks.
+
+    Args:
+        reader: an open trace, which must stay open.
+        rank: whose.
+        steps: first step and the one after the last, ``None`` where open.
+    """
+    return ProfileData(reader, rank, steps)
+
+
+def durations(columns: Columns) -> Ints:
+    """Return the durations of rows; 0 where not measured. Shape (rows,), ns."""
+    return np.maximum(columns.ints("duration_ns"), 0)
+
+
+def rows_of(ids: Ints, wanted: Ints) -> Ints:
+    """Return where ids stand in a column of distinct ids; -1 for those that do not.
+
+    Args:
+        ids: shape (n,), distinct, in any order.
+        wanted: shape (m,).
+    """
+    if not len(ids):
+        return np.full(len(wanted), -1, dtype=np.int64)
+    low, high = int(ids[0]), int(ids[-1])
+    if high - low + 1 == len(ids) and (ids[1:] > ids[:-1]).all():
+        return np.where((wanted >= low) & (wanted <= high), wanted - low, -1)
+    order = None if (ids[1:] > ids[:-1]).all() else np.argsort(ids, kind="stable")
+    ordered = ids if order is None else ids[order]
+    at = np.minimum(np.searchsorted(ordered, wanted), len(ids) - 1)
+    found = ordered[at] == wanted
+    return np.where(found, at if order is None else order[at], -1)
+
+
+def _distinct(codes: Ints, texts: list[str]) -> tuple[Ints, list[str]]:
+    """Give equal texts one code: what wrote the column need not have."""
+    places = {text: place for place, text in reversed(list(enumerate(texts)))}
+    if len(places) == len(texts):
+        return codes, texts
+    names = list(places)
+    first = {text: place for place, text in enumerate(names)}
+    mapped = np.array([*(first[text] for text in texts), -1], dtype=np.int64)
+    return mapped[codes], names

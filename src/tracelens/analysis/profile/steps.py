@@ -1,0 +1,275 @@
+"""How each training step's time is split among what ran in it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracelens.analysis.profile.answer import Answer
+from tracelens.analysis.profile.data import ProfileData, StepTable, durations, rows_of
+from tracelens.analysis.profile.intervals import EMPTY, Intervals, Ints, shares, union
+
+PARTS = (
+    "data",
+    "forward",
+    "backward",
+    "optimizer",
+    "communication",
+    "copies",
+    "runtime",
+    "other",
+    "idle",
+)
+"""Parts of a step's time, in the order in which they are told; ``split_steps`` defines them."""
+
+_OPTIMIZER = re.compile(r"Optimizer\.(step|zero_grad)#")
+_HOST_COMM = re.compile(r"^(c10d::|(gloo|nccl|mpi|ucc):|record_param_comms)", re.IGNORECASE)
+_DATA = re.compile(r"^enumerate\((DataLoader|DataPipe)\)#")
+
+
+@dataclass(frozen=True, slots=True)
+class StepPart(Answer):
+    """One part of a step's time.
+
+    Attributes:
+        name: one of ``PARTS``.
+        duration_ns: its share of the step's time; the shares of all parts add up to the step.
+        device_ns: that of it during which a device worked on it.
+        host_ns: that of it during which only the host did.
+        total_ns: all of its time in the step, also where other work hid it.
+        hidden_ns: ``total_ns - duration_ns``: time that overlapped with more important work.
+    """
+
+    name: str
+    duration_ns: int
+    device_ns: int
+    host_ns: int
+    total_ns: int
+    hidden_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepSplit(Answer):
+    """The split of one step, or of all of them together.
+
+    Attributes:
+        step: its number; ``None`` for all steps together, -1 for a trace without marked steps.
+        start_ns: its start.
+        duration_ns: its length.
+        busy_ns: time in it during which any device worked.
+        parts: one for each of ``PARTS``.
+    """
+
+    step: int | None
+    start_ns: int
+    duration_ns: int
+    busy_ns: int
+    parts: tuple[StepPart, ...]
+
+    def part(self, name: str) -> StepPart:
+        """Return one part."""
+        return self.parts[PARTS.index(name)]
+
+    def share(self, name: str) -> float:
+        """Return a part's share of the step, 0 to 1."""
+        return self.part(name).duration_ns / self.duration_ns if self.duration_ns else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class StepsAnswer(Answer):
+    """The split of every step.
+
+    Attributes:
+        whole: all steps together.
+        steps: each of them.
+        marked: whether the program marked steps; if not, one step stands for the whole trace.
+        has_device: whether any device work was recorded.
+    """
+
+    whole: StepSplit
+    steps: tuple[StepSplit, ...]
+    marked: bool
+    has_device: bool
+
+
+def split_steps(data: ProfileData, *, windows: str = "host") -> StepsAnswer:
+    """Split the time of each step among its parts, so that they add up to it exactly.
+
+    At each moment the first of these that holds is what the time is counted as. The order is that
+    of torch_tb_profiler's step-time breakdown, with its classes split by phase.
+
+    - A kernel runs: ``forward``, ``backward``, ``optimizer`` or ``other``, by the phase of the op
+      that launched it.
+    - A collective runs: ``communication``, so that only its exposed part is counted.
+    - A copy or fill runs: ``copies``.
+    - The host is in a call of the device runtime: ``runtime``.
+    - The host waits for data: ``data``; it communicates, without a device: ``communication``.
+    - The host is in an op of the optimizer, backward or forward pass; in other code: ``other``.
+    - Nothing was recorded: ``idle``.
+
+    Args:
+        data: the profile.
+        windows: ``"host"``: a step is what the program marked. ``"device"``: as torch_tb_profiler
+            aligns it, a step starts when the one before has ended, and ends when the last kernel
+            that it launched has.
+    """
+    steps = data.steps if windows == "host" else device_windows(data)
+    device, host = _device_classes(data), host_intervals(data)
+    kernels = ("forward", "backward", "optimizer", "other")
+    order = [
+        *((name, "device", device[name]) for name in (*kernels, "communication", "copies")),
+        *((name, "host", host[name]) for name in _HOST_ORDER),
+    ]
+    low, high = steps.start_ns, steps.end_ns
+    rows = shares([part for _, _, part in order], low, high)
+    zero = np.zeros_like(low)
+    own = {(name, side): zero for name in PARTS for side in ("device", "host")}
+    for (name, side, _), row in zip(order, rows[:-1], strict=True):
+        own[name, side] = own[name, side] + row
+    own["idle", "host"] = rows[-1]
+    total = {
+        name: (device.get(name, EMPTY) | host.get(name, EMPTY)).within(low, high)
+        for name in PARTS
+        if name != "idle"
+    }
+    total["idle"] = rows[-1]
+    busy = data.busy().within(low, high)
+    each = tuple(_split(steps, own, total, busy, at) for at in range(len(steps)))
+    return StepsAnswer(_together(each, steps), each, steps.marked, bool(len(data.device)))
+
+
+_HOST_ORDER = ("runtime", "data", "communication", "optimizer", "backward", "forward", "other")
+
+
+def device_windows(data: ProfileData) -> StepTable:
+    """Return the steps with the device work that they launched, as torch_tb_profiler aligns them.
+
+    A step starts when the one before has ended and ends when the host's mark ends or the last
+    kernel that it launched does, whichever is later.
+    """
+    steps = data.steps
+    at = _step_rows(steps, data.kernels.ints("step"))
+    ends = steps.end_ns.copy()
+    kernel_ends = data.kernels.ints("start_ns") + durations(data.kernels)
+    np.maximum.at(ends, at[at >= 0], kernel_ends[at >= 0])
+    ends = np.maximum.accumulate(ends)
+    starts = np.maximum(steps.start_ns, np.append(steps.start_ns[0], ends[:-1]))
+    return StepTable(steps.step, starts, ends, steps.marked)
+
+
+def _step_rows(steps: StepTable, numbers: Ints) -> Ints:
+    order = np.argsort(steps.step, kind="stable")
+    ordered = steps.step[order]
+    at = np.minimum(np.searchsorted(ordered, numbers), len(ordered) - 1)
+    return np.where(ordered[at] == numbers, order[at], -1)
+
+
+def _device_classes(data: ProfileData) -> dict[str, Intervals]:
+    """When the devices did what; kernels of unknown phase are ``other``."""
+    columns, classes = data.device, data.device_class()
+    starts, ends = columns.ints("start_ns"), columns.ints("start_ns") + durations(columns)
+    phase = kernel_phases(data)
+    found = {
+        name: union(starts[mask], ends[mask])
+        for name in ("forward", "backward", "optimizer")
+        if (mask := (classes == 0) & (phase == _PHASES.index(name))).any()
+    }
+    rest = (classes == 0) & ~np.isin(phase, [_PHASES.index(n) for n in found])
+    found["other"] = union(starts[rest], ends[rest])
+    found["communication"] = union(starts[classes == 1], ends[classes == 1])
+    found["copies"] = union(starts[classes >= 2], ends[classes >= 2])
+    return {name: found.get(name, EMPTY) for name in PARTS}
+
+
+_PHASES = ("other", "data", "forward", "backward", "optimizer")
+
+
+def phase_codes(data: ProfileData) -> Ints:
+    """Return each op's phase as a position in ``("other", "data", "forward", ...)``."""
+    codes, texts = data.op_phase
+    return np.array([_PHASES.index(t) if t in _PHASES else 0 for t in texts] + [0])[codes]
+
+
+def kernel_phases(data: ProfileData) -> Ints:
+    """Return the phase of the op that launched each row of ``data.device``; 0 if unknown."""
+    phases = np.append(phase_codes(data), 0)
+    return np.asarray(phases[rows_of(data.ops.ints("op_id"), data.device.ints("op_id"))])
+
+
+def host_class_masks(data: ProfileData) -> dict[str, NDArray[np.bool_]]:
+    """Return which spans are what: ``runtime data communication optimizer``, bool (spans,)."""
+    spans, names = data.spans, data.spans.texts("name")
+    named = {
+        "data": spans.where("name", [bool(_DATA.match(name)) for name in names]),
+        "communication": spans.where("name", [bool(_HOST_COMM.match(name)) for name in names]),
+        "optimizer": spans.where("name", [bool(_OPTIMIZER.match(name)) for name in names]),
+    }
+    device_range = spans.is_one_of("kind", ["device_annotation"])
+    masks = {name: mask & ~device_range for name, mask in named.items()}
+    masks["runtime"] = spans.is_one_of("kind", ["runtime", "sync"])
+    masks["data"] |= spans.is_one_of("kind", ["data"])
+    return masks
+
+
+def host_intervals(data: ProfileData) -> dict[str, Intervals]:
+    """Return when the host did what: ``runtime data communication optimizer backward ...``."""
+    masks = host_class_masks(data)
+    found = {name: data.span_intervals(mask) for name, mask in masks.items()}
+    starts = data.ops.ints("start_ns")
+    ends = starts + durations(data.ops)
+    phases, parent = phase_codes(data), data.op_parent
+    # What an op calls lies within it: only roots, and ops of another phase, add anything.
+    edge = (parent < 0) | (phases != phases[parent])
+    comm = data.ops.where("name", [bool(_HOST_COMM.match(n)) for n in data.ops.texts("name")])
+    for number, name in enumerate(_PHASES):
+        mask = edge & (phases == number)
+        found[name] = found.get(name, EMPTY) | union(starts[mask], ends[mask])
+    if comm.any():
+        found["communication"] |= union(starts[comm], ends[comm])
+    rest = ~data.spans.is_one_of("kind", ["step", "device_annotation", "runtime", "sync", "data"])
+    outer = rows_of(data.spans.ints("span_id"), data.spans.ints("parent_id"))
+    inside = np.append(rest, False)[outer]
+    found["other"] |= data.span_intervals(rest & ~inside)
+    return found
+
+
+def _split(
+    steps: StepTable,
+    own: dict[tuple[str, str], Ints],
+    total: dict[str, Ints],
+    busy: Ints,
+    at: int,
+) -> StepSplit:
+    parts = []
+    for name in PARTS:
+        device, host = int(own[name, "device"][at]), int(own[name, "host"][at])
+        all_of_it = max(int(total[name][at]), device + host)
+        parts.append(
+            StepPart(name, device + host, device, host, all_of_it, all_of_it - device - host)
+        )
+    return StepSplit(
+        int(steps.step[at]),
+        int(steps.start_ns[at]),
+        int(steps.duration_ns[at]),
+        int(busy[at]),
+        tuple(parts),
+    )
+
+
+def _together(each: tuple[StepSplit, ...], steps: StepTable) -> StepSplit:
+    parts = tuple(
+        StepPart(name, *(sum(getattr(split.part(name), field) for split in each)
+                         for field in ("duration_ns", "device_ns", "host_ns", "total_ns",
+                                       "hidden_ns")))
+        for name in PARTS
+    )  # fmt: skip
+    return StepSplit(
+        None,
+        int(steps.start_ns[0]),
+        sum(split.duration_ns for split in each),
+        sum(split.busy_ns for split in each),
+        parts,
+    )
