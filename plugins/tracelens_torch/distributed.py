@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 DRAIN_AT = 256
 """Calls that may wait to be written: few enough that the flight recorder still knows them all."""
 
+_DTYPES = {"float": "float32", "double": "float64", "half": "float16", "char": "int8",
+           "byte": "uint8", "short": "int16", "int": "int32", "long": "int64"}  # fmt: skip
 _INT_OF = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -116,7 +118,7 @@ class Collectives:
             step=step,
             name=name.replace("_", "").lower(),
             backend=backend,
-            dtype=dtype.lower() or None,
+            dtype=_DTYPES.get(dtype.lower(), dtype.lower()) or None,
             size_bytes=size,
             tid=tid,
             start_ns=start,

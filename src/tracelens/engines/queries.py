@@ -11,6 +11,8 @@ from __future__ import annotations
 # 128 is events.OpFlag.COMPOSITE.
 _LEAVES = "(flags & 128) = 0"
 _BAD = "(nan_count > 0 OR inf_count > 0)"
+# 48 is OpFlag.GARBAGE and CONSTANT: memory that nobody has written yet, and Infs meant as such.
+_BORN = f"{_BAD} AND (flags & 48) = 0"
 
 OPS = f"""
     SELECT name, module, phase, file, line, count(*) AS n, count(duration_ns) AS timed,
@@ -66,7 +68,7 @@ STEP_SKEW = """
     FROM timed WHERE ranks > 1 GROUP BY step ORDER BY step"""
 
 FIRST_BAD = f"""
-    WITH first AS (SELECT shard, min(op_id) AS op_id FROM ops WHERE {_BAD} GROUP BY shard)
+    WITH first AS (SELECT shard, min(op_id) AS op_id FROM ops WHERE {_BORN} GROUP BY shard)
     SELECT o.rank, o.step, o.ord, o.op_id, o.name, o.phase, o.module, o.file, o.line,
            o.start_ns + s.clock_offset_ns AS t_ns, s.attempt
     FROM ops AS o JOIN first AS f ON o.shard = f.shard AND o.op_id = f.op_id
@@ -152,6 +154,9 @@ def _calls(source: str) -> str:
 
 
 _KEY = "attempt, grp, in_step, of_name, number"
+_WARM = """step > (
+    SELECT CASE WHEN max(step) > min(step) + 2 THEN min(step) ELSE min(step) - 1 END
+    FROM collectives)"""
 _SYNC = "name IN (" + ", ".join(f"'{name}'" for name in SYNCHRONISING) + ")"
 
 
@@ -159,14 +164,16 @@ def _placed(source: str) -> str:
     """Return ``placed``: calls of more than one rank; place 1 is the rank that came last.
 
     A synchronising collective ends on all ranks at nearly one instant, so the rank whose own call
-    was shortest came last, and the others' further time is waiting. No clock is compared.
+    was shortest came last, and the others' further time is waiting. No clock is compared. The
+    first step of a live recording is left out: ranks take turns at starting up.
     """
+    warm = f" AND {_WARM}" if source == "collectives" else ""
     return f"""{_calls(source)},
     ranked AS (
         SELECT *, count(*) OVER (PARTITION BY {_KEY}) AS ranks,
                min(duration_ns) OVER (PARTITION BY {_KEY}) AS least_ns,
                row_number() OVER (PARTITION BY {_KEY} ORDER BY duration_ns, rank) AS place
-        FROM calls WHERE {_SYNC} AND duration_ns IS NOT NULL AND again = 1),
+        FROM calls WHERE {_SYNC} AND duration_ns IS NOT NULL AND again = 1{warm}),
     placed AS (
         SELECT *, duration_ns - least_ns AS wait_ns,
                min(CASE WHEN place > 1 THEN duration_ns END)

@@ -139,8 +139,8 @@ def _diverged(report: RankReport) -> list[Finding]:
         _finding(
             "diverged_rank",
             "error",
-            f"{kind}s are not the same on all ranks from step {step}: {who} differ, first {name} "
-            f"({versions} versions)",
+            f"{kind}s are not the same on all ranks from step {step}: {who} "
+            f"differ{'' if ',' in who else 's'}, first {name} ({versions} versions)",
             "look for randomness without a common seed, a parameter that DDP does not know, or "
             "code that only some ranks run; parameters of sharded models differ on purpose",
             ranks=sorted({diverged.rank for diverged in told.by_rank}),
