@@ -101,7 +101,11 @@ def _runs(path: Path) -> list[list[Path]]:
     own = sorted(path.glob(f"*{_ENDING}"))
     if own:
         return [own]
-    for pattern in (f"plugins/profile/*/*{_ENDING}", f"*/*{_ENDING}"):
+    for pattern in (
+        f"plugins/profile/*/*{_ENDING}",
+        f"*/plugins/profile/*/*{_ENDING}",
+        f"*/*{_ENDING}",
+    ):
         runs: dict[Path, list[Path]] = {}
         for file in sorted(path.glob(pattern)):
             runs.setdefault(file.parent, []).append(file)

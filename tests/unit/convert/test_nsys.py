@@ -84,7 +84,8 @@ def test_kernels_calls_and_ranges_of_both_generations(meta: str, tmp_path: Path)
         assert (shard.host, shard.pid) == ("gpu7", PID)
         assert trace.sql(
             "SELECT k.kind, k.name, k.device, k.stream, k.step, k.grid, k.size_bytes,"
-            " o.name, s.name FROM kernels k LEFT JOIN ops o USING (op_id) LEFT JOIN spans s USING (span_id)"
+            " o.name, s.name FROM kernels k LEFT JOIN ops o USING (op_id)"
+            " LEFT JOIN spans s USING (span_id)"
             " ORDER BY k.start_ns"
         ) == [
             ("memcpy", "Memcpy HtoD (Pageable -> Device)", 2, 7, 0, None, 4096, "aten::mm",
