@@ -99,7 +99,7 @@ class Trace:
         return self.reader.tensor(name, step, rank)
 
     def table(self, name: str) -> Table:
-        """Return a table of the trace, of all ranks, for ``to_pandas``, ``to_polars``, ``to_arrow``.
+        """Return a table of the trace, of all ranks, to be read with ``to_pandas`` and the like.
 
         Args:
             name: ``"steps"``, ``"ops"``, ``"stats"``, ``"kernels"``, ``"events"`` … as in

@@ -127,11 +127,12 @@ def _trace_cell(shell: Any, line: str, cell: str) -> Any:
     options = _parser().parse_args(shlex.split(line))
     path = _place(options.path, force=options.force)
     error: BaseException | None = None
-    session: Session | None = None
+    recorded: Path | None = None
     try:
         with tl.trace(
             path, capture=options.capture, nonfinite=options.nonfinite, quiet=True
         ) as session:
+            recorded = session.path
             error = _run_quietly(shell, cell)
             if error is not None:
                 session.close(error)
@@ -140,7 +141,7 @@ def _trace_cell(shell: Any, line: str, cell: str) -> Any:
     except TraceLensError as refused:
         raise _usage(f"{refused} (--force replaces a trace)") from None
     # With TRACELENS=0 nothing was recorded.
-    trace = tl.load(session.path) if session.path is not None else None
+    trace = tl.load(recorded) if recorded is not None else None
     if error is None:
         return trace
     if trace is not None:

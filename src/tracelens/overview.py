@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tracelens.engines import queries
+from tracelens.scalars import scalars_of
 
 if TYPE_CHECKING:
     from tracelens.engines import Engine
@@ -106,8 +106,7 @@ def _scalars(engine: Engine) -> Json:
     """Return first, last, least and greatest of every scalar that steps carry."""
     found: Json = {}
     for step, text in engine.rows(queries.SCALARS):
-        for name, value in json.loads(text).items():
-            number = float(value)
+        for name, number in scalars_of(text):
             entry = found.setdefault(
                 name, {"count": 0, "first": number, "min": number, "max": number}
             )

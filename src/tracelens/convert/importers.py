@@ -21,6 +21,7 @@ IMPORTERS = {
     "speedscope": "speedscope's JSON (py-spy, rbspy, 0x)",
     "pyspy": "py-spy's raw stacks and Chrome traces (py-spy record -f raw)",
     "memory_snapshot": "PyTorch's memory snapshots and raw memory timelines",
+    "tensorboard": "scalars of TensorBoard's event files (events.out.tfevents.*, or a log folder)",
 }
 """Name of the module in `tracelens.convert` -> what it reads, for messages."""
 

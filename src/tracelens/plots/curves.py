@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from array import array
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from tracelens.plots.series import Chart, Curve, Curves
+from tracelens.scalars import scalars_of
 
 if TYPE_CHECKING:
     from tracelens.storage.reader import TraceReader
@@ -35,35 +35,12 @@ def of_steps(reader: TraceReader, rank: int) -> dict[str, Curve]:
             found = [(STEP_TIME, float(duration_ns))] if duration_ns is not None else []
             for name, value in (*found, *scalars_of(text)):
                 if name not in xs:
-                    if len(xs) > _MAX_SCALARS:
+                    if len(xs) > _MAX_SCALARS and not ("loss" in name or "norm" in name):
                         continue
                     xs[name], ys[name] = array("q"), array("d")
                 xs[name].append(step)
                 ys[name].append(value)
     return {name: _in_order(name, xs[name], ys[name]) for name in xs}
-
-
-def scalars_of(text: str | None) -> list[tuple[str, float]]:
-    """Return the scalars in a step's JSON; what is no number is left out.
-
-    Examples:
-        >>> scalars_of('{"loss": 0.5, "note": [1], "norm": "NaN"}')
-        [('loss', 0.5), ('norm', nan)]
-    """
-    try:
-        told = json.loads(text or "{}")
-    except ValueError:
-        return []
-    if not isinstance(told, dict):
-        return []
-    found = []
-    for name, value in told.items():
-        if isinstance(value, int | float | str) and not isinstance(value, bool):
-            try:
-                found.append((str(name), float(value)))
-            except (ValueError, OverflowError):
-                continue
-    return found
 
 
 def scalar_charts(found: dict[str, Curve]) -> list[Chart]:
