@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from tracelens.session import Session
+    from tracelens_torch.profile import ProfileWatch
 
 
 class TorchBackend:
@@ -34,6 +35,7 @@ class TorchBackend:
         self._poisoned = False
         self._failure = ""
         self._sentinel: Any = None
+        self._profile: ProfileWatch | None = None
         self._uninstall: list[Callable[[], None]] = []
 
     def start(self, session: Session) -> None:
@@ -52,8 +54,7 @@ class TorchBackend:
         self._amp = amp.install_amp(session, self._amp_failed)
         self._uninstall.append(self._amp)
         if session.config.profile:
-            told = "profile=True: PyTorch's ops are not profiled by this version"
-            session.note("profile", told, "warning")
+            self._start_profile(session)
         self._collectives = distributed.Collectives(session)
         self._collectives.start()
         self._fingerprints = distributed.Fingerprints(session, self.muted)
@@ -79,6 +80,8 @@ class TorchBackend:
 
     def abandon(self) -> None:
         """In a forked child: take the hooks off and write nothing more."""
+        if self._profile is not None:
+            self._profile.abandon()
         self._collectives.abandon()
         for uninstall in reversed(self._uninstall):
             uninstall()
@@ -105,6 +108,13 @@ class TorchBackend:
                 self._add_sentinel(engine)
         elif self._sentinel is not engine:
             self._sentinel.begin_step(step, active)
+        if self._profile is not None:
+            self._profile.begin_step(step, active=active)
+
+    def after_step(self, step: int) -> None:
+        """The step's time is taken: a stretch of profiling can be written."""
+        if self._profile is not None:
+            self._profile.after_step(step)
 
     def end_step(self, step: int) -> dict[str, float]:
         """A step ended: report what is known to be bad. Returns its counters."""
@@ -133,6 +143,8 @@ class TorchBackend:
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
             nonlocal replayable
+            if self._profile is not None:
+                self._profile.owners.inputs((args, kwargs))
             if self._engine is not None and (args or kwargs):
                 data.register_step_input(self._engine, args, kwargs)
             if self._sentinel is None:
@@ -213,6 +225,8 @@ class TorchBackend:
         engine = self._engine
         if engine is None:
             return
+        if self._profile is not None:
+            self._profile.owners.before_update(optimizer)
         if self._sentinel is None and _elsewhere(optimizer):
             self._add_sentinel(engine)
         if self._sentinel is not None and self._sentinel.before_update(optimizer, closure=closure):
@@ -285,6 +299,12 @@ class TorchBackend:
         self._session.explain_pending()
 
     # Inside
+
+    def _start_profile(self, session: Session) -> None:
+        from tracelens_torch.profile import ProfileWatch
+
+        self._profile = ProfileWatch(session, self._modules)
+        self._uninstall.append(self._profile.install())
 
     def _running(self) -> Engine:
         if self._engine is None:

@@ -70,6 +70,11 @@ class ModuleNames:
             return known[1]
         return type(module).__name__
 
+    def parameters(self) -> list[Any]:
+        """Return every parameter that has a name and lives."""
+        found = [reference() for reference, _ in list(self._parameters.values())]
+        return [parameter for parameter in found if parameter is not None]
+
     def parameter(self, parameter: Any, fallback: str = "") -> str:
         """Return a parameter's path, or ``fallback`` if no named model holds it."""
         known = self._parameters.get(id(parameter))

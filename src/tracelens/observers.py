@@ -85,6 +85,15 @@ class Observers:
             scalars.update(told)
         return {"hits": hits, **scalars} if hits else scalars
 
+    def after_step(self, step: int) -> None:
+        """The step's time is taken: what takes long can be done now.
+
+        A backend may have a method ``after_step(step)``; it runs between two steps.
+        """
+        for backend in self.running:
+            if hasattr(backend, "after_step"):
+                self._ask(backend, "after_step", step)
+
     def step_failed(self, error: BaseException) -> None:
         """An exception of the program leaves the running step."""
         for backend in self.running:

@@ -416,15 +416,15 @@ class Session:
 
         if self.path.exists() and self.world_size <= 1:
             raise SessionError(f"{self.path} already exists; choose another path or remove it")
-        only_findings = self.config.capture == "guard" and not self.config.profile
+        mode = "flight" if self.config.capture == "guard" else "stream"
         try:
             return ShardWriter(
                 self.path,
                 rank=self.rank,
-                mode="flight" if only_findings else "stream",
+                mode=mode,
                 framework="",
                 world_size=self.world_size,
-                sealed_by="nobody" if self.background and only_findings else "helper",
+                sealed_by="nobody" if self.background and mode == "flight" else "helper",
             )
         except OSError as error:
             raise SessionError(

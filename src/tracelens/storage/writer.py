@@ -106,6 +106,7 @@ class ShardWriter:
         self.lost_lines = 0
         self._dropped = 0
         self._n_spools = 0
+        self._next_rows: dict[str, int] = {}
         self._tensors: TensorStore | None = None
         self._kept = np.empty(0, dtype=np.int64)
         self._state = ShardState(
@@ -312,6 +313,13 @@ class ShardWriter:
             self._lose_line()
             return False
         return True
+
+    def reserve_rows(self, table: str, n: int) -> int:
+        """Return the first of ``n`` ids for rows of ``"spans"`` or ``"kernels"``."""
+        with self._lock:
+            first = self._next_rows.get(table, 0)
+            self._next_rows[table] = first + n
+        return first
 
     def count_dropped(self, n: int) -> None:
         """Tell of records that a native engine dropped without giving them a position."""
