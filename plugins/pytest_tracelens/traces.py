@@ -52,7 +52,7 @@ def left(session: Session, place: Place) -> list[Json]:
     mine = _records(session, place)
     # What was made before the test may be why: the whole ring is asked.
     source = RingOps(writer.committed(), writer.strings, rank=session.rank)
-    return survivors(mine, source, session.context())
+    return survivors(mine, source, session.context(), last_step=session.current_step)
 
 
 def write(session: Session, place: Place, path: Path, findings: Iterable[Json]) -> None:

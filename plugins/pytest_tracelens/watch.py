@@ -112,6 +112,9 @@ class Watch:
         except (OSError, TraceLensError) as error:
             window.why_not = str(error)
             return
+        except Exception as error:
+            window.why_not = f"watching it failed: {error!r}"
+            return
         window.place = traces.Place.now(window.session)
 
     def setup_ended(self) -> None:
@@ -141,10 +144,16 @@ class Watch:
         window = self.window
         if window is None:
             return None
-        verdict = window.verdict if window.ended else self._judged(window, item, error)
+        verdict = window.verdict
+        try:
+            if not window.ended:
+                verdict = self._judged(window, item, error)
+            if window.policy.trace and window.session is not None:
+                window.session.close()
+        except Exception as failure:
+            window.why_not = f"judging it failed: {failure!r}"
         window.ended = True
-        if window.policy.trace and window.session is not None:
-            window.session.close()
+        window.verdict = verdict
         if window.why_not:
             item.user_properties.append((UNJUDGED, window.why_not))
         if verdict is None:

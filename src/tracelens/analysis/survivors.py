@@ -40,19 +40,25 @@ _MAX_ASKED = 16
 
 
 def survivors(
-    records: Records, source: OpSource, context: Mapping[str, Any] | None = None
+    records: Records,
+    source: OpSource,
+    context: Mapping[str, Any] | None = None,
+    *,
+    last_step: int = 0,
 ) -> list[Json]:
     """Return the findings of the bad values that are left, the earliest cause first.
 
     A value is left if no op that made floating numbers read it: an op that read it and came out
     finite masked it, one that came out bad made another value. It is no finding if the program
     asked about it or about what came from the same op (``isfinite(loss)``), if it is a constant
-    infinity of the program (a mask), or if a gradient scaler dropped it.
+    infinity of the program (a mask), or if a gradient scaler dropped it. Nor is an Inf of a
+    training step that has ended: its loss and gradients were judged, this is a number beside them.
 
     Args:
         records: the ring's records of the window.
         source: the recorded ops, of before the window too.
         context: as ``cause.explain`` takes it.
+        last_step: the step that was running at the end.
 
     Returns:
         Findings as ``cause.explain`` makes them, of sink ``result``, one for each first cause.
@@ -66,6 +72,8 @@ def survivors(
     found: dict[tuple[Any, ...], Json] = {}
     for op, tensor in left:
         if op.step in dropped and op.phase in (Phase.BACKWARD, Phase.OPTIMIZER):
+            continue
+        if op.step < last_step and tensor.stats is not None and not tensor.stats.nan:
             continue
         told = _explained(source, op, tensor, context)
         first = told.get("first_cause") or {}
