@@ -136,6 +136,12 @@ class TensorFlowBackend:
         if self._values is not None:
             self._values.begin_step(step, active=active)
 
+    def after_step(self, step: int) -> None:
+        """The step's time is taken: a stretch of profiling can be written."""
+        profile = sys.modules.get("tracelens_tensorflow.profile")
+        if profile is not None:
+            profile.after_step(step)
+
     def end_step(self, step: int) -> dict[str, Any]:
         """A step ended. Returns its counters, and the scalars that Keras or a session gave."""
         from tracelens_tensorflow import sessions

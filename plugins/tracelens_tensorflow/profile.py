@@ -1,14 +1,13 @@
 """``profile=True``: when every op ran and how long, from TensorFlow's own profiler.
 
 The profiler runs while the steps that the schedule asks for do, in stretches, each of which is
-read and written as it ends. An op's record then holds its time and thread, and no tensors: it
-stands beside what the capture level records.
+read and handed to the sealer as it ends: ops, spans of the host (tf.data, calls of the device's
+runtime), kernels and copies of devices tied to their ops, allocations. An op's row then holds its
+time and thread, and no tensors: it stands beside what the capture level records.
 """
 
 from __future__ import annotations
 
-import bisect
-import re
 import shutil
 import tempfile
 import time
@@ -16,26 +15,30 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 from tensorflow.python.profiler import profiler_v2
 
-from tracelens.convert import xplane
+from tracelens.clocks import unix_offset_ns
 from tracelens.convert.protowire import WireError
-from tracelens.events import NO_ID, OpFlag, Phase, RecordKind
+from tracelens.convert.xplane_host import HostRows
+from tracelens.convert.xplane_wire import space
+from tracelens.storage.columns import Masked
 
 if TYPE_CHECKING:
     from tracelens.session import Session
+    from tracelens.storage.writer import ShardWriter
 
 STRETCH_STEPS = 64
 STRETCH_S = 30.0
 """A stretch of profiling ends with the step that reaches one of these: a profile is held in
 memory until it does."""
 
+_IDS = (("op_id", "ops"), ("span_id", "spans"), ("kern_id", "kernels"))
+"""Columns of ids, and whose rows they number."""
+
 _OPTIONS = {"host_tracer_level": 2, "python_tracer_level": 0, "device_tracer_level": 1}
-_BACKWARD = re.compile(r"(?:^|/)(?:gradient_tape|gradients(?:_\d+)?)/")
-_UPDATES = re.compile(r"^(Resource(Sparse)?Apply|Assign(Add|Sub)?VariableOp$)")
-_NO_TENSORS = (NO_ID,) * 4
-_NO_NUMBERS = (0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, 0, 0, -1)
 
 _active: ProfileWatch | None = None
 
@@ -68,6 +71,12 @@ def begin_step(step: int, *, active: bool) -> None:
         _active.begin_step(step, active=active)
 
 
+def after_step(step: int) -> None:
+    """A step has ended and its time is taken."""
+    if _active is not None:
+        _active.after_step(step)
+
+
 class ProfileWatch:
     """The profiler of one recording.
 
@@ -82,8 +91,9 @@ class ProfileWatch:
         self._theirs = False
         self._failed = False
         self._steps: list[tuple[int, int]] = []
+        self._ends: list[int] = []
         self._began_s = 0.0
-        self._kernels = 0
+        self._offset_ns = 0
         self._undo: list[Callable[[], None]] = []
 
     def install(self) -> None:
@@ -113,18 +123,29 @@ class ProfileWatch:
 
     def begin_step(self, step: int, *, active: bool) -> None:
         """A step begins: one that is not active is not profiled."""
-        long = len(self._steps) >= STRETCH_STEPS or time.monotonic() - self._began_s > STRETCH_S
-        if self._running and (long or not active):
+        if self._running and not active:
             self._end_stretch()
         if active and not self._running:
             self._begin_stretch()
-        self._steps.append((time.time_ns(), step))
+        now_ns = self._session.writer.now_ns()
+        if len(self._ends) < len(self._steps):  # it was given another number
+            self._ends.append(now_ns)
+        self._steps.append((now_ns, step))
+
+    def after_step(self, step: int) -> None:
+        """A step has ended and its time is taken: what takes long can be done now."""
+        if len(self._ends) < len(self._steps):
+            self._ends.append(self._session.writer.now_ns())
+        long = len(self._steps) >= STRETCH_STEPS or time.monotonic() - self._began_s > STRETCH_S
+        if self._running and (long or not self._session.config.is_active(step + 1)):
+            self._end_stretch()
 
     def _begin_stretch(self) -> None:
         if self._failed or self._theirs:
             return
         self._directory = tempfile.mkdtemp(prefix="tracelens-profile-")
-        self._steps = []
+        self._steps, self._ends = [], []
+        self._offset_ns = unix_offset_ns()
         try:
             options = tf.profiler.experimental.ProfilerOptions(**_OPTIONS)
             self._start(self._directory, options=options)
@@ -140,36 +161,34 @@ class ProfileWatch:
         try:
             self._stop()
             for path in sorted(Path(self._directory).rglob("*.xplane.pb")):
-                self._write(xplane.read(path.read_bytes()))
+                self._write(path.read_bytes())
         except (OSError, WireError, tf.errors.OpError) as error:
             self._fail("TensorFlow's profile could not be read", error)
         finally:
             shutil.rmtree(self._directory, ignore_errors=True)
 
-    def _write(self, profile: xplane.Profile) -> None:
+    def _write(self, data: bytes) -> None:
+        found = space(data)
         writer = self._session.writer
-        epoch_ns = writer.manifest.epoch_unix_ns
-        begins = [at for at, _ in self._steps]
-        sites: dict[tuple[str, str], int] = {}
-        for op in sorted(profile.ops, key=lambda each: each.start_unix_ns):
-            place = max(0, bisect.bisect_right(begins, op.start_unix_ns) - 1)
-            step = self._steps[place][1] if self._steps else self._session.current_step
-            site = sites.get((op.name, op.op_type))
-            if site is None:
-                value = {"op": op.op_type, "module": op.name}
-                site = sites[op.name, op.op_type] = writer.intern("site", value)
-            writer.write(
-                writer.reserve(), RecordKind.OP, _phase(op), int(OpFlag.PROFILED), op.thread,
-                site, 0, writer.reserve_op_id(), step, NO_ID, NO_ID,
-                op.start_unix_ns - epoch_ns, op.duration_ns, *_NO_TENSORS, 0, 0, 0, 0,
-                *_NO_NUMBERS, NO_ID,
-            )  # fmt: skip
-        for line in profile.warnings[:1]:
+        # Times are Unix times: the trace's clock is monotonic, and the two drift apart.
+        epoch_ns = writer.epoch_monotonic_ns + (self._offset_ns + unix_offset_ns()) // 2
+        problems: list[str] = []
+        rows = _StepsGiven(found, epoch_ns, problems)
+        rows.take_steps(self._marks())
+        tables = _Tables(writer)
+        rows.write(tables)  # type: ignore[arg-type]
+        if tables.columns:
+            writer.spool(tables.columns)
+        for line in [*found.warnings, *problems][:1]:
             self._session.note("profile", f"the profiler says: {line}", "warning")
-        if profile.device_events and not self._kernels:
-            told = "kernels of devices were profiled but are not kept by this version"
-            self._session.note("profile", told, "warning")
-        self._kernels += profile.device_events
+
+    def _marks(self) -> list[dict[str, int]]:
+        now_ns = self._session.writer.now_ns()
+        ends = [*self._ends, *[now_ns] * (len(self._steps) - len(self._ends))]
+        return [
+            {"step": step, "start_ns": start_ns, "duration_ns": end_ns - start_ns}
+            for (start_ns, step), end_ns in zip(self._steps, ends, strict=True)
+        ]
 
     def _fail(self, what: str, error: Exception) -> None:
         self._failed = True
@@ -177,10 +196,60 @@ class ProfileWatch:
         self._session.note("hook_failed", f"{what}: {error}".splitlines()[0][:300], "warning")
 
 
-def _phase(op: xplane.ProfiledOp) -> Phase:
-    if _UPDATES.match(op.op_type):
-        return Phase.OPTIMIZER
-    return Phase.BACKWARD if _BACKWARD.search(op.name) else Phase.OTHER
+class _StepsGiven(HostRows):
+    """Rows of a profile whose steps are those of the recording."""
+
+    def take_steps(self, steps: list[dict[str, int]]) -> None:
+        """Take the recording's steps: a profile's own are marks of other tools."""
+        for place, step in enumerate(steps):
+            self._steps[place] = step
+
+    def _step(self, number: int, start: int, end: int) -> None:
+        return
+
+
+class _Tables:
+    """Takes what `BulkShard` takes, with ids that the recording gives out.
+
+    Args:
+        writer: of the recording.
+
+    Attributes:
+        columns: table name to columns.
+    """
+
+    def __init__(self, writer: ShardWriter) -> None:
+        self._writer = writer
+        self._ids: dict[str, NDArray[np.int64]] = {}
+        self.columns: dict[str, dict[str, Any]] = {}
+
+    def write(self, name: str, columns: dict[str, Any]) -> None:
+        """Take a table."""
+        columns = dict(columns)
+        for column, table in _IDS:
+            if column in columns:
+                if table == name:
+                    self._ids[table] = self._reserve(table, len(columns[column]))
+                columns[column] = self._given(columns[column], table)
+        if name in ("ops", "spans"):
+            columns["parent_id"] = self._given(columns["parent_id"], name)
+        self.columns[name] = columns
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """The recording writes its own steps."""
+
+    def _given(self, rows: Any, table: str) -> Any:
+        """Return the ids that the recording gave to rows of a table."""
+        ids = self._ids.get(table, np.zeros(1, dtype=np.int64))
+        if isinstance(rows, Masked):
+            return Masked(ids[np.where(rows.null, 0, rows.values)], rows.null)
+        return ids[rows]
+
+    def _reserve(self, table: str, n: int) -> NDArray[np.int64]:
+        if table != "ops":
+            return self._writer.reserve_rows(table, n) + np.arange(n)
+        # One by one: other threads are given ids meanwhile.
+        return np.array([self._writer.reserve_op_id() for _ in range(n)], dtype=np.int64)
 
 
 def _replaced(place: Any, name: str, made: Any) -> Callable[[], None]:

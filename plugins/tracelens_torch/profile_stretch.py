@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tracelens.clocks import unix_offset_ns
 from tracelens_torch import memory, profile_events, profile_tables
 from tracelens_torch.profile_events import DEVICE_KINDS
 from tracelens_torch.profile_match import Recorded, match, recorded
@@ -37,7 +38,7 @@ class Stretch:
         self._owners = owners
         self._began_s = time.monotonic()
         self._began_ns = session.writer.now_ns()
-        self._offset_ns = monotonic_offset_ns()
+        self._offset_ns = unix_offset_ns()
         self._numbers: list[int] = []
         self._starts: list[int] = []
         self._ends: list[int] = []
@@ -78,7 +79,7 @@ class Stretch:
         """
         writer = self._session.writer
         self._owners.end()
-        offset_ns = (self._offset_ns + monotonic_offset_ns()) // 2
+        offset_ns = (self._offset_ns + unix_offset_ns()) // 2
         events = profile_events.read(result)
         shift = -(offset_ns + writer.epoch_monotonic_ns)
         for times in (events.start_ns, events.end_ns, events.allocations.t_ns):
@@ -134,21 +135,6 @@ class Stretch:
     def _marks(self) -> Steps:
         ends = [*self._ends, *[self._session.writer.now_ns()] * (self.steps - len(self._ends))]
         return Steps(*(np.array(each, np.int64) for each in (self._numbers, self._starts, ends)))
-
-
-def monotonic_offset_ns() -> int:
-    """Return ``CLOCK_REALTIME - CLOCK_MONOTONIC`` now, by the closest of a few pairs of reads.
-
-    Kineto's times are Unix times, the trace's are monotonic since its epoch: the two drift apart
-    while NTP slews the clock, so the difference is measured at both ends of a stretch.
-    """
-    pairs = []
-    for _ in range(5):
-        before = time.monotonic_ns()
-        unix = time.time_ns()
-        after = time.monotonic_ns()
-        pairs.append((after - before, unix - (before + after) // 2))
-    return min(pairs)[1]
 
 
 def _sites(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,10 @@ from tracelens.convert._columns import (
     step_of,
 )
 from tracelens.events import OpFlag
-from tracelens.storage.bulk import BulkShard, Coded
+from tracelens.storage.columns import Coded
+
+if TYPE_CHECKING:
+    from tracelens.storage.bulk import BulkShard
 
 
 def op_rows() -> Rows:

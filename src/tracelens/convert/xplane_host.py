@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -39,7 +39,9 @@ from tracelens.convert.xplane_wire import (
     Space,
     Stat,
 )
-from tracelens.storage.bulk import BulkShard
+
+if TYPE_CHECKING:
+    from tracelens.storage.bulk import BulkShard
 
 BACKWARD = re.compile(r"(?:^|/)(?:gradient_tape|gradients(?:_\d+)?)/")
 UPDATE = re.compile(r"^(Resource(Sparse)?Apply|Assign(Add|Sub)?VariableOp$)")
