@@ -8,6 +8,7 @@ names the same step and not a second one.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,21 @@ class Mark(IntEnum):
     AUTO = 1
     CALL = 2
     EXPLICIT = 3
+
+
+@dataclass
+class _Aside:
+    """What the program does beside its steps.
+
+    Attributes:
+        what: one word for reports.
+        started_ns: when it began.
+        first_op_id: id of the first op in it.
+    """
+
+    what: str
+    started_ns: int
+    first_op_id: int
 
 
 class Steps:
@@ -58,6 +74,8 @@ class Steps:
         self._ended: Event | None = None
         self._waiting: Event | None = None
         self._held: list[Event] = []
+        self._aside: _Aside | None = None
+        self._told: Event = {}
 
     def begin(self) -> None:
         """Begin the current step."""
@@ -66,6 +84,70 @@ class Steps:
         self._started_ns = session.writer.now_ns()
         self._first_op_id = session.writer.reserve_op_id()
         session.observers.begin_step(self.current)
+
+    def start_at(self, step: int) -> None:
+        """Every step is marked from now on; the running one has this number.
+
+        Args:
+            step: a number behind the running one's is not taken: numbers only grow.
+        """
+        self._mark = Mark.EXPLICIT
+        if step > self.current:
+            self.current = step
+            if self.running:
+                self._session.observers.begin_step(step)
+
+    @property
+    def aside(self) -> str:
+        """What the program does beside its steps now (``"validation"``); empty in a step."""
+        return self._aside.what if self._aside is not None else ""
+
+    def begin_aside(self, what: str) -> bool:
+        """What follows is no part of the running step; False if an aside has begun already.
+
+        Args:
+            what: one word for reports.
+        """
+        if self._aside is not None:
+            return False
+        self._tell_so_far()
+        writer = self._session.writer
+        self._aside = _Aside(what, writer.now_ns(), writer.reserve_op_id())
+        return True
+
+    def end_aside(self) -> None:
+        """The running step goes on; neither the time nor the ops of the aside are its own."""
+        aside = self._aside
+        if aside is None:
+            return
+        told, self._told = self._told, {}
+        self._tell_so_far()
+        self._told = told
+        self._aside = None
+        writer = self._session.writer
+        self._started_ns += writer.now_ns() - aside.started_ns
+        # The id that was asked for when it began is not one of the step's ops either.
+        self._first_op_id += writer.reserve_op_id() - aside.first_op_id + 1
+
+    def drop_running(self) -> None:
+        """What happened since the last step was marked is no step."""
+        if self.running:
+            self._tell_so_far()
+            self.running = False
+
+    def add_late(self, scalars: dict[str, Any]) -> None:
+        """Keep numbers beside the step that ended last, which may be written already.
+
+        Args:
+            scalars: numbers or one-element tensors.
+        """
+        values = self._kept(scalars)
+        late = self._ended or self._waiting or (self._held[-1] if self._held else None)
+        if late is not None:
+            late["scalars"].update(values)
+        elif self.current > 0 and values:
+            late = {"step": self.current - self.running, "scalars": values}
+            self._session.writer.event("scalars", **self._with_numbers(late))
 
     def restart_clock(self) -> None:
         """Let the running step begin now, if nothing has happened in it yet."""
@@ -159,6 +241,8 @@ class Steps:
         if not self.running:
             return
         self.running = False
+        told, self._told = self._told, {}
+        scalars = {**told, **scalars, "hits": told.get("hits", 0) + scalars.get("hits", 0)}
         n_ops = session.writer.reserve_op_id() - self._first_op_id - 1
         hits = int(scalars.pop("hits", 0))
         self.hits += hits
@@ -174,6 +258,18 @@ class Steps:
             "hits": hits,
             "scalars": scalars,
         }
+        session.observers.after_step(self.current)
+
+    def _tell_so_far(self) -> None:
+        """Let backends tell what they have seen, as if the step ended here; it goes on."""
+        session = self._session
+        told = session.observers.end_step(self.current)
+        session.judge.explain()
+        if told.get("hits"):
+            session.judge.keep_masked(self.current)
+        if self.running:
+            self._told = told
+            session.observers.begin_step(self.current)
 
     def _add(self, scalars: dict[str, Any]) -> None:
         if self._ended is not None:
@@ -201,10 +297,13 @@ class Steps:
             self.flush()
 
     def _write(self, event: Event) -> None:
+        self._session.event("step", **self._with_numbers(event))
+
+    def _with_numbers(self, event: Event) -> Event:
         number = self._session.observers.number
         scalars = {name: number(value, name) for name, value in event["scalars"].items()}
         event["scalars"] = {name: value for name, value in scalars.items() if value is not None}
-        self._session.event("step", **event)
+        return event
 
     def _kept(self, scalars: dict[str, Any]) -> dict[str, Any]:
         """Return scalars as numbers, those on a device as tensors without their graph.

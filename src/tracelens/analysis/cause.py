@@ -30,6 +30,7 @@ _SINK_WORDS = {
     "check": "the checked value",
     "data": "the data",
     "exception": "the exception",
+    "answer": "the answer of",
     "output": "the output",
     "result": "a result",
     "tap": "the tap",
@@ -184,6 +185,7 @@ def sink_json(sink: Mapping[str, Any], known: Context) -> Json:
         **describe.statistics(describe.stats_of_sink(sink)),
     }
     told.update(describe.where_bad(tuple(bad), shape))
+    told.update({key: sink[key] for key in ("during", "request") if sink.get(key)})
     return told
 
 
@@ -301,7 +303,12 @@ def _message(case: Case, first: Json, sink: Mapping[str, Any], *, masked: bool) 
 
 def sink_words(sink: Mapping[str, Any]) -> str:
     """Write a sink for a person: ``the gradient of 0.weight``."""
-    kind, name = sink.get("sink"), sink.get("name") or ""
+    during = f" during {sink['during']}" if sink.get("during") else ""
+    request = f", in request {sink['request']}" if sink.get("request") else ""
+    return _sink_words(sink.get("sink"), sink.get("name") or "") + during + request
+
+
+def _sink_words(kind: Any, name: str) -> str:
     if kind == "gradient":
         return f"the gradient of {name}" if name else "a gradient"
     if kind == "parameter":

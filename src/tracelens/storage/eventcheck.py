@@ -8,7 +8,9 @@ _INTS = frozenset({
     "step", "op_id", "value_id", "t_ns", "start_ns", "duration_ns", "n_ops", "hits", "batch_index",
     "batch_size",
 })  # fmt: skip
-_TEXTS = frozenset({"sink", "name", "kind", "severity", "message", "dtype", "loader", "rule"})
+_TEXTS = frozenset({
+    "sink", "name", "kind", "severity", "message", "dtype", "loader", "rule", "during", "request",
+})  # fmt: skip
 _OBJECTS = frozenset({"stats", "scalars"})
 _LISTS = frozenset({"shape", "first_bad", "sample_indices"})
 

@@ -35,7 +35,14 @@ class EventStore:
         ]
 
     def steps(self, first: int | None, last: int | None, rank: int | None) -> list[dict[str, Any]]:
-        """Return step events of a range of steps (inclusive), by step, then rank."""
+        """Return step events of a range of steps (inclusive), by step, then rank.
+
+        Scalars that came after a step was written (validation metrics) are among its own.
+        """
+        late: dict[tuple[Any, Any], dict[str, Any]] = {}
+        for event in self.events("scalars", rank):
+            place = (event.get("rank"), event.get("step"))
+            late.setdefault(place, {}).update(event.get("scalars") or {})
         steps = [
             event
             for event in self._all(rank)
@@ -44,6 +51,8 @@ class EventStore:
             and (first is None or event["step"] >= first)
             and (last is None or event["step"] <= last)
         ]
+        if late:
+            steps = [_with_scalars(e, late.get((e["rank"], e["step"]))) for e in steps]
         return sorted(steps, key=lambda event: (event["step"], event["rank"]))
 
     def _all(self, rank: int | None) -> Iterator[dict[str, Any]]:
@@ -65,6 +74,10 @@ class EventStore:
             event["rank"] = reader.shard.state.rank
             found.append(clean_event(event))
         return found
+
+
+def _with_scalars(step: dict[str, Any], late: dict[str, Any] | None) -> dict[str, Any]:
+    return {**step, "scalars": {**(step.get("scalars") or {}), **late}} if late else step
 
 
 def _shard_events(reader: ShardReader, problems: list[Problem]) -> Iterator[dict[str, Any]]:
