@@ -69,12 +69,13 @@ STEP_SKEW = """
 
 FIRST_BAD = f"""
     WITH first AS (SELECT shard, min(op_id) AS op_id FROM ops WHERE {_BORN} GROUP BY shard)
-    SELECT o.rank, o.step, o.ord, o.op_id, o.name, o.phase, o.module, o.file, o.line,
-           o.start_ns + s.clock_offset_ns AS t_ns, s.attempt
+    SELECT /*+ BROADCAST(f) */ o.rank, o.step, o.ord, o.op_id, o.name, o.phase, o.module,
+           o.file, o.line, o.start_ns + s.clock_offset_ns AS t_ns, s.attempt
     FROM ops AS o JOIN first AS f ON o.shard = f.shard AND o.op_id = f.op_id
     JOIN shards AS s ON o.shard = s.shard
-    ORDER BY t_ns, rank"""
-"""Each shard's first op with a NaN or Inf in its first output (ids ascend as ops start)."""
+    WHERE {_BORN} ORDER BY t_ns, rank"""
+"""Each shard's first op with a NaN or Inf in its first output (ids ascend as ops start). The
+hint tells Spark that one side is small; DuckDB reads a comment."""
 
 _SOURCES = {
     # What a live session recorded.
