@@ -79,8 +79,8 @@ class SyncGroup(Answer):
         line: 1-based line.
         count: waits.
         total_ns: time the host spent in them.
-        drained_ns: time from the end of each wait until a device had work again, less what of it the
-            host waited for data: what the wait cost the device because the queue had run empty.
+        drained_ns: time from the end of each wait until a device had work again, less what of it
+            the host waited for data: what the wait cost because the queue had run empty.
     """
 
     call: str
