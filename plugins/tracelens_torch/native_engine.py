@@ -48,7 +48,7 @@ class NativeEngine:
         self._hits_before = 0
         self._failures = 0
         self._ops_level = session.config.capture != "guard"
-        self._hushed = False
+        self._hushed = self._muted_update = False
         self._running = False
 
     def start(self) -> None:
@@ -83,7 +83,7 @@ class NativeEngine:
         if not self._running:
             return
         self._running = False
-        if self._hushed:
+        if self._hushed or self._muted_update:
             self.end_update()
         self._native.stop()
         self._native.set_wake(False)
@@ -117,7 +117,7 @@ class NativeEngine:
             step: its number.
             active: whether ops are recorded in full; otherwise they are only checked.
         """
-        if self._hushed:
+        if self._hushed or self._muted_update:
             # The last update raised, and its post hook never ran.
             self.end_update()
         self._native.set_step(step)
@@ -191,12 +191,19 @@ class NativeEngine:
         self._native.set_phase(int(Phase.OPTIMIZER))
         if not self._ops_level and not observe:
             self._hushed = bool(self._native.hush_thread(True))
+            if not self._hushed:
+                # A profiler listens: its events must be sent, and need not be looked at here.
+                self._native.mute_thread(True)
+                self._muted_update = True
 
     def end_update(self) -> None:
         """The optimizer's step ended."""
         if self._hushed:
             self._native.hush_thread(False)
             self._hushed = False
+        if self._muted_update:
+            self._native.mute_thread(False)
+            self._muted_update = False
         self._native.set_phase(int(Phase.OTHER))
 
     def step_failed(self, error: BaseException) -> None:

@@ -10,9 +10,13 @@ and a note says which steps are missing.
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,6 +45,7 @@ STRETCH_S = 10.0
 STRETCH_RING = 1 / 4
 """It ends too once it has ops for this part of the ring, where their records are looked up."""
 
+_ERRORS_ONLY = 6
 _PATCHED = ("_prepare_profiler", "_enable_profiler", "_disable_profiler")
 
 
@@ -131,7 +136,8 @@ class ProfileWatch:
             self._note("the profiler was begun on another thread than the one that ends the step")
             return
         try:
-            result = _disable_profiler()
+            with _quiet():
+                result = _disable_profiler()
             torch_profiler._run_on_profiler_stop()
             stretch.finish(result)
         except Exception as error:
@@ -151,7 +157,8 @@ class ProfileWatch:
     def _prepare(self) -> None:
         if not (self._failed or self._theirs or self._prepared):
             try:
-                _prepare_profiler(_config(self._activities), self._activities)
+                with _quiet():
+                    _prepare_profiler(_config(self._activities), self._activities)
                 self._prepared = True
             except Exception as error:
                 self._fail("PyTorch's profiler could not be started", error)
@@ -167,7 +174,8 @@ class ProfileWatch:
         self._thread = threading.get_ident()
         try:
             torch_profiler._run_on_profiler_start()
-            _enable_profiler(_config(self._activities), self._activities)
+            with _quiet():
+                _enable_profiler(_config(self._activities), self._activities)
         except Exception as error:
             self._fail("PyTorch's profiler could not be started", error)
             return
@@ -192,6 +200,32 @@ class ProfileWatch:
         self._failed = True
         told = f"{what}: {type(error).__name__}: {error}".splitlines()[0][:300]
         self._session.note("hook_failed", told, "warning")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Kineto prints when it starts and stops, whatever its log level: stderr is the program's."""
+    level = _severity()
+    before = None if level is None else level.value
+    if level is not None:
+        level.value = max(before or 0, _ERRORS_ONLY)
+    try:
+        yield
+    finally:
+        if level is not None:
+            level.value = before
+
+
+@functools.cache
+def _severity() -> ctypes.c_int | None:
+    """Return Kineto's log level in memory, ``None`` where the library does not show it."""
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    try:
+        return ctypes.c_int.in_dll(
+            ctypes.CDLL(str(library)), "_ZN9libkineto6Logger14severityLevel_E"
+        )
+    except (OSError, ValueError):
+        return None
 
 
 def _activities() -> set[ProfilerActivity]:
