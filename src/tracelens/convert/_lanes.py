@@ -6,13 +6,17 @@ _SEARCHED_LANES = 64
 
 
 class Lanes:
-    """Gives each slice of one thread the first lane in which it nests.
+    """Gives each slice of one thread the first lane in which it fits.
 
     A viewer draws a thread's slices as a stack: a slice that starts inside another and ends after
-    it would be drawn wrong, so it goes to a lane of its own.
+    it would be drawn wrong, or dropped, so it goes to a lane of its own.
+
+    Args:
+        nest: a slice may lie inside another; on a device's stream none does.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, nest: bool = True) -> None:
+        self._nest = nest
         self._open_ends: list[list[int]] = []
         self._last_starts: list[int] = []
 
@@ -32,7 +36,7 @@ class Lanes:
         ends = self._open_ends[lane]
         while ends and ends[-1] <= start_ns:
             ends.pop()
-        if ends and end_ns > ends[-1]:
+        if ends and (end_ns > ends[-1] or not self._nest):
             return False
         ends.append(end_ns)
         self._last_starts[lane] = start_ns

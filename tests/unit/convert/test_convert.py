@@ -112,7 +112,7 @@ def test_perfetto_has_processes_threads_slices_and_marks(
     assert perfetto.export(reader, tmp_path / "run.json") == 24
     events = load(tmp_path / "run.json")
     for event in events:
-        assert event["ph"] in {"M", "X", "i"}
+        assert event["ph"] in {"M", "X", "i", "s", "f"}
         assert isinstance(event["pid"], int)
         assert event["pid"] > 0
         assert isinstance(event["tid"], int)
@@ -143,7 +143,10 @@ def test_perfetto_times_are_exact(tmp_path: Path) -> None:
     with open_trace(trace.path) as opened:
         perfetto.export(opened, tmp_path / "run.json")
     slices = [event for event in load(tmp_path / "run.json") if event["ph"] == "X"]
-    assert [slice["ts"] * 1000 for slice in slices] == [start, start + 2]
+    # Times count from the first event, whose own time is told.
+    assert [slice["ts"] * 1000 for slice in slices] == [0, 2]
+    about = json.loads((tmp_path / "run.json").read_text())["otherData"]
+    assert int(about["base_unix_ns"]) == 1_700_000_000 * 10**9 + start
     assert [slice["dur"] * 1000 for slice in slices] == [1, 0]
 
 
