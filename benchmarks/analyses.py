@@ -113,8 +113,9 @@ def make(path: Path, events: int) -> int:
             "comm_ranks": Masked(np.full(k, 8), ~comm),
         })  # fmt: skip
         shard.write("spans", {
-            "span_id": at + 1, "step": step, "kind": Coded(np.where(number == 0, 1, 0), ["python", "data"]),
-            "name": Coded(number // 3 % 500, [f"model.py({i}): forward" for i in range(500)]), "tid": 1,
+            "span_id": at + 1, "step": step, "tid": 1,
+            "kind": Coded(np.where(number == 0, 1, 0), ["python", "data"]),
+            "name": Coded(number // 3 % 500, [f"model.py({i}): forward" for i in range(500)]),
             "start_ns": np.where(number == 0, step * STEP_NS, start - 50),
             "duration_ns": np.where(number == 0, STEP_NS // 10, length + 20),
             "parent_id": Masked(at, depth == 0),
@@ -123,9 +124,9 @@ def make(path: Path, events: int) -> int:
         shard.write("spans", {
             "span_id": n + np.arange(k) + 1, "step": step[last],
             "kind": Coded(np.zeros(k), ["runtime"]),
-            "name": Coded(np.where(sync, 1, 0), ["cudaLaunchKernel", "cudaStreamSynchronize"]), "tid": 1,
-            "start_ns": call, "duration_ns": np.where(sync, 60_000, 4_000), "op_id": last + 1,
-            "corr_id": np.arange(k),
+            "name": Coded(np.where(sync, 1, 0), ["cudaLaunchKernel", "cudaStreamSynchronize"]),
+            "tid": 1, "start_ns": call, "duration_ns": np.where(sync, 60_000, 4_000),
+            "op_id": last + 1, "corr_id": np.arange(k),
         })  # fmt: skip
         m = n // 6
         half = m // 2

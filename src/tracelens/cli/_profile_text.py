@@ -32,7 +32,7 @@ def _overview(found: Json, options: argparse.Namespace) -> str:
         lines.append(NO_DEVICE)
     if steps["count"]:
         lines.append(f"steps   {steps['count']}, median {duration(steps['median_ns'])}")
-    lines += ["", _split_table([steps["whole"]])]
+    lines += ["", _split_table(steps["whole"])]
     if found["kernels"]:
         lines += ["", _kernel_table(found["kernels"])]
     if found["ops"]:
@@ -64,7 +64,11 @@ def _steps(found: Json, options: argparse.Namespace) -> str:
     lines = [] if found["marked"] else ["No step was marked: the whole trace is taken as one."]
     if not found["has_device"]:
         lines.append(NO_DEVICE)
-    lines.append(_split_table([found["whole"]]))
+    lines.append(_split_table(found["whole"], found["aligned"]))
+    if found["has_device"] and found["marked"]:
+        lines.append(
+            "aligned: with each step ending when its last kernel does, as torch_tb_profiler counts"
+        )
     if found["marked"]:
         shown = found["steps"][: options.top]
         names = [part["name"] for part in found["whole"]["parts"] if part["duration_ns"]]
@@ -87,15 +91,18 @@ def _steps(found: Json, options: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
-def _split_table(splits: list[Json]) -> str:
-    split = splits[0]
-    body = [
-        [part["name"], duration(part["duration_ns"]), _percent(part["duration_ns"], split),
-         duration(part["device_ns"]), duration(part["host_ns"]), duration(part["hidden_ns"])]
-        for part in split["parts"]
-        if part["total_ns"]
-    ]  # fmt: skip
-    return table(["time of all steps", "time", "share", "on device", "host only", "hidden"], body)
+def _split_table(split: Json, aligned: Json | None = None) -> str:
+    body = []
+    for at, part in enumerate(split["parts"]):
+        if part["total_ns"]:
+            row = [part["name"], duration(part["duration_ns"]),
+                   _percent(part["duration_ns"], split)]  # fmt: skip
+            if aligned is not None:
+                row.append(_percent(aligned["parts"][at]["duration_ns"], aligned))
+            sides = (part["device_ns"], part["host_ns"], part["hidden_ns"])
+            body.append([*row, *map(duration, sides)])
+    head = ["time of all steps", "time", "share", *(["aligned"] if aligned is not None else [])]
+    return table([*head, "on device", "host only", "hidden"], body)
 
 
 def _idle(found: Json | None, options: argparse.Namespace) -> str:
@@ -236,7 +243,7 @@ def _memory(found: Json, options: argparse.Namespace) -> str:
                    if device["fragmentation"] is not None else "")
             )  # fmt: skip
         for name, holders in device["holders"].items():
-            if any(h["name"] != "(unknown)" for h in holders):
+            if any(not h["name"].startswith("(") for h in holders):
                 rows = [
                     [_short(h["name"]), h["count"], size(h["size_bytes"]),
                      f"{100 * h['share']:.1f}%"]

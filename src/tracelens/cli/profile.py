@@ -139,6 +139,7 @@ def _steps(data: ProfileData, options: argparse.Namespace) -> Any:
     compiled = retraces(data)
     return {
         **split_steps(data).as_json(),
+        "aligned": split_steps(data, windows="device").whole.as_json(),
         "retraces": compiled.as_json() if compiled is not None else None,
     }
 

@@ -10,7 +10,7 @@ from tracelens.analysis.profile.answer import Answer
 from tracelens.analysis.profile.data import ProfileData, durations
 from tracelens.analysis.profile.intervals import EMPTY, Intervals, Ints, shares, union
 from tracelens.analysis.profile.launch_links import is_sync, launch_rows, stream_order
-from tracelens.analysis.profile.steps import PARTS, host_intervals
+from tracelens.analysis.profile.steps import host_intervals
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class PathPart(Answer):
 
     Attributes:
         kind: ``kernel`` (its name), ``host`` (what the host did: a part as ``split_steps`` names
-            them), ``op`` (own time of ops within the host's parts) or ``delay``.
+            them, or ``unrecorded``), ``op`` (own time of ops within the host's parts) or ``delay``.
         name: of what.
         count: pieces on the path; 0 where they were not counted.
         duration_ns: its time on the path.
@@ -228,8 +228,8 @@ def _host_parts(data: ProfileData, on_host: Intervals) -> tuple[PathPart, ...]:
     rows = shares([found.get(name, EMPTY) & on_host for name in names] + [on_host], low, high)
     parts = [
         PathPart("host", name, 0, int(length))
-        for name, length in zip((*names, "idle"), rows[:, 0], strict=False)
-        if length and name in PARTS
+        for name, length in zip((*names, "unrecorded"), rows[:, 0], strict=False)
+        if length
     ]
     return tuple(sorted(parts, key=lambda part: -part.duration_ns))
 

@@ -216,6 +216,8 @@ def _copy(call: OpCall) -> Work | None:
 
 
 def _gather_all(call: OpCall) -> Work | None:
+    if "TensorList" in call.dtypes:
+        return None  # PyTorch's profiler does not tell the element type of a list
     moved = 2 * sum(numel(shape) * size for shape, size in call.tensors)
     return Work("COPY", 0, moved, call.dtype()) if moved else None
 
@@ -238,6 +240,7 @@ def _embedding_backward(call: OpCall) -> Work | None:
 
 
 def _fused_optimizer(call: OpCall) -> Work | None:
+    """Parameters, gradients and moments of unknown type are taken for float32."""
     n = sum(numel(shape) for shape, _ in call.tensors)
     moved = sum(numel(shape) * size for shape, size in call.tensors)
     # Parameter, gradient and two moments are read, all but the gradient written; 12 FLOP for each

@@ -34,7 +34,7 @@ class KernelGroup(Answer):
         min_ns: shortest.
         max_ns: longest.
         share: of the sum over all device work.
-        op: name of an op that launched one.
+        op: name of the op that launched most of it.
     """
 
     name: str
@@ -102,7 +102,7 @@ def top_kernels(
     np.minimum.at(low, group, length)
     np.maximum.at(high, group, length)
     op_names = [*data.ops.texts("name"), ""]
-    op_of = np.append(data.ops.codes("name"), -1)[data.kernel_op]
+    op_of = _main_op(group, np.append(data.ops.codes("name"), -1)[data.kernel_op], length)
     everything = max(int(length.sum()), 1)
     return [
         KernelGroup(
@@ -114,7 +114,7 @@ def top_kernels(
             int(low[at]),
             int(high[at]),
             float(total[at] / everything),
-            op_names[int(op_of[first[at]])],
+            op_names[int(op_of[at])],
         )
         for at in _largest(total, top)
     ]
@@ -190,6 +190,16 @@ def group_ops(ops: Columns, by: str) -> tuple[Ints, Callable[[int], str]]:
         return codes, label
     width = len(ops.texts(names[1])) + 1
     return codes * width + ops.codes(names[1]) + 1, lambda key: label(key // width)
+
+
+def _main_op(group: Ints, op: Ints, length: Ints) -> Ints:
+    """Return, for each group of kernels, the op code with the most time in it; -1 if none has."""
+    width = int(op.max(initial=-1)) + 2
+    pairs, at = np.unique(group * width + op + 1, return_inverse=True)
+    total = np.where(pairs % width > 0, _sums(at, length) + 1, 0)
+    order = np.lexsort((total, pairs // width))
+    last = np.flatnonzero(np.append(np.diff(pairs[order] // width) > 0, True))
+    return np.asarray(pairs[order][last] % width - 1, dtype=np.int64)
 
 
 def _details(ops: Columns, by: str) -> tuple[list[str], Ints]:

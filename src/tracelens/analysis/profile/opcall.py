@@ -82,7 +82,8 @@ class OpCall:
     def dtype(self, at: int = 0) -> str:
         """Return the element type of an argument, ``""`` if it is not known."""
         kind = self.dtypes[at] if at < len(self.dtypes) else ""
-        return element_type(kind) if isinstance(kind, str) else ""
+        name = element_type(kind) if isinstance(kind, str) else ""
+        return name if name in _SIZES else ""
 
     def value(self, at: int) -> str:
         """Return the text of a scalar argument, ``""`` if there is none."""
