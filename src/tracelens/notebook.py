@@ -124,7 +124,11 @@ def _trace_cell(shell: Any, line: str, cell: str) -> Any:
     """
     import tracelens as tl
 
-    options = _parser().parse_args(shlex.split(line))
+    try:
+        words = shlex.split(line)
+    except ValueError as error:  # a quotation that does not end
+        raise _usage(str(error)) from None
+    options = _parser().parse_args(words)
     path = _place(options.path, force=options.force)
     error: BaseException | None = None
     recorded: Path | None = None
@@ -153,12 +157,14 @@ def _trace_cell(shell: Any, line: str, cell: str) -> Any:
 
 def _run_quietly(shell: Any, cell: str) -> BaseException | None:
     """Run a cell as IPython does, but leave its error to the caller."""
-    shown = shell._showtraceback
+    shown, result = shell._showtraceback, shell.displayhook.exec_result
     shell._showtraceback = lambda *_: None
     try:
         done = shell.run_cell(cell)
     finally:
         shell._showtraceback = shown
+        # The cell within ended; that of the magic is still to get its result.
+        shell.displayhook.exec_result = result
     error: BaseException | None = done.error_in_exec or done.error_before_exec
     return error
 

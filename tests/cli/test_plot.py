@@ -9,8 +9,8 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
-from plots_traces import hostile, training, wide
 
+from plots_traces import hostile, training, wide
 from tracelens.cli import main
 
 pytest.importorskip("matplotlib")

@@ -18,23 +18,23 @@ _MAX_MODULES = 256
 _PASSING = int(OpFlag.COMPOSITE | OpFlag.VIEW)
 _KINDS = {"forward": "activations", "backward": "gradients"}
 
+_SOURCE = f"""
+    ops WHERE {{where}} AND module IS NOT NULL AND numel IS NOT NULL AND step >= 0
+    AND phase IN ('forward', 'backward') AND (flags & {_PASSING}) = 0"""
+_FINITE = "(numel - coalesce(nan_count, 0) - coalesce(inf_count, 0))"
 # Of several outputs the moments are pooled: E[x^2] = std^2 + mean^2 of each, weighted by its size.
-_MODULES = """
-    WITH o AS (
-        SELECT module, phase, step, start_ns, vmin, vmax, mean, std, l2,
-               numel - coalesce(nan_count, 0) - coalesce(inf_count, 0) AS n,
-               coalesce(nan_count, 0) + coalesce(inf_count, 0) AS bad
-        FROM ops WHERE {where} AND module IS NOT NULL AND numel IS NOT NULL
-          AND phase IN ('forward', 'backward') AND (flags & {passing}) = 0),
-    r AS (SELECT min(step) AS lo, (max(step) - min(step)) // {steps} + 1 AS width FROM o),
-    chosen AS (SELECT module FROM o GROUP BY module ORDER BY min(start_ns) LIMIT {modules})
-    SELECT step, phase, module, min(start_ns), min(vmin), max(vmax),
-           sum(mean::DOUBLE * n) / nullif(sum(n) FILTER (WHERE mean IS NOT NULL), 0) AS m,
-           sum((std::DOUBLE * std + mean::DOUBLE * mean) * n)
-               / nullif(sum(n) FILTER (WHERE mean IS NOT NULL AND std IS NOT NULL), 0) AS square,
-           sqrt(sum(l2::DOUBLE * l2)), sum(bad)::BIGINT
-    FROM o JOIN chosen USING (module), r WHERE (step - lo) % width = 0
-    GROUP BY step, phase, module ORDER BY step"""
+_MODULES = f"""
+    SELECT o.step, o.phase, o.module, min(o.start_ns), min(vmin), max(vmax),
+           sum(mean::DOUBLE * {_FINITE})
+               / nullif(sum({_FINITE}) FILTER (WHERE mean IS NOT NULL), 0),
+           sum((std::DOUBLE * std + mean::DOUBLE * mean) * {_FINITE})
+               / nullif(sum({_FINITE}) FILTER (WHERE mean IS NOT NULL AND std IS NOT NULL), 0),
+           sqrt(sum(l2::DOUBLE * l2)),
+           sum(coalesce(nan_count, 0) + coalesce(inf_count, 0))::BIGINT
+    FROM (SELECT * FROM {_SOURCE} AND (step - {{lo}}) % {{width}} = 0) AS o
+    JOIN (SELECT module FROM {_SOURCE} GROUP BY module ORDER BY min(op_id) LIMIT {_MAX_MODULES})
+        AS chosen USING (module)
+    GROUP BY o.step, o.phase, o.module ORDER BY o.step"""
 
 
 def write(run: Run) -> None:
@@ -46,9 +46,12 @@ def write(run: Run) -> None:
                 continue
             end_s = run.wall_time_s((start_ns or 0) + (duration_ns or 0))
             run.events.scalars(end_s, step, _of_step(duration_ns, n_ops, hits, text))
-    rows = run.reader.sql(
-        _MODULES.format(where=run.where(), passing=_PASSING, steps=MAX_STEPS, modules=_MAX_MODULES)
-    )
+    where = run.where()
+    low, high = run.reader.sql(f"SELECT min(step), max(step) FROM {_SOURCE.format(where=where)}")[0]
+    if low is None:
+        return
+    width = (high - low) // MAX_STEPS + 1
+    rows = run.reader.sql(_MODULES.format(where=where, lo=low, width=width))
     for step, phase, module, start_ns, *numbers in rows:
         prefix = f"{_KINDS[phase]}/{module}"
         run.events.scalars(run.wall_time_s(start_ns), step, _of_module(prefix, *numbers))

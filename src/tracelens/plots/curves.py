@@ -129,7 +129,10 @@ def _told(curve: Curve, body: Curves) -> str:
     finite = curve.finite()
     ends = f"{body.text(finite[0])} to {body.text(finite[-1])}" if finite else "never finite"
     told = f"{curve.name}: {ends}"
-    return f"{told}; not finite in {len(bad)} steps, first in step {bad[0]}." if bad else f"{told}."
+    if not bad:
+        return f"{told}."
+    where = f"in step {bad[0]}" if len(bad) == 1 else f"in {len(bad)} steps, first in {bad[0]}"
+    return f"{told}; not finite {where}."
 
 
 def _in_order(name: str, xs: array[int], ys: array[float]) -> Curve:

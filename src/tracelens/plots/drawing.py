@@ -17,6 +17,8 @@ from tracelens.texts import duration, number, printable
 
 _HEIGHT = 200
 _MAX_MARKS = 40
+_LAST_TICK = 0.88  # beyond it, a tick's text would run into the axis' name
+_MARK_PX, _PLOT_PX = 5, 800
 _DASHES = ("", "7 4", "2 3", "9 3 2 3")
 
 
@@ -57,12 +59,11 @@ def _curves(chart: Chart, body: Curves) -> str:
     high = max((curve.xs[-1] for curve in body.curves if len(curve.xs)), default=1)
     width = max(high - low, 1)
     ys = [(100 * (1 - axis.place(tick)), body.text(tick)) for tick in axis.ticks()]
-    # A tick at the very end would stick out of the page.
     most = 3 if body.x_unit else 5
     xs = [
         (100 * (tick - low) / width, body.x_text(tick))
         for tick in nice_ticks(low, high, most)
-        if (tick - low) <= 0.95 * width and (body.x_unit or tick == int(tick))
+        if (tick - low) <= _LAST_TICK * width and (body.x_unit or tick == int(tick))
     ]
     grid = "".join(f"M0 {y / 100 * _HEIGHT:.1f}H1000" for y, _ in ys)
     lines, marks, legend = [], [], []
@@ -124,6 +125,8 @@ def _marks(points: list[tuple[float, float]]) -> list[str]:
 def _heat_map(chart: Chart, found: HeatMap) -> str:
     rows, columns = len(found.rows), found.columns
     extent = found.extent() if found.colour else None
+    # The plot stretches and its marks with it: in few columns they would be far too wide.
+    half = min(0.3, _MARK_PX * columns / _PLOT_PX)
     paths: dict[str, list[str]] = {}
     for (row, column), cell in sorted(found.cells.items()):
         # What is not finite has no place on the scale, so that its mark stands on plain ground.
@@ -132,7 +135,7 @@ def _heat_map(chart: Chart, found: HeatMap) -> str:
         else:
             shade = 'class="tl-cell"'
         paths.setdefault(shade, []).append(f"M{column} {row}h1v1h-1z")
-        mark = _glyph(cell, found.colour)
+        mark = _glyph(cell, found.colour, half)
         if mark:
             paths.setdefault(mark[0], []).append(mark[1].format(x=column, y=row))
     ordered = sorted(paths.items(), key=lambda item: "tl-glyph" in item[0])
@@ -141,7 +144,7 @@ def _heat_map(chart: Chart, found: HeatMap) -> str:
     xs = [
         (100 * (tick - low) / (high + 1 - low), f"{tick:.0f}")
         for tick in nice_ticks(low, high)
-        if tick == int(tick) and (tick - low) <= 0.95 * (high + 1 - low)
+        if tick == int(tick) and (tick - low) <= _LAST_TICK * (high + 1 - low)
     ]
     names = "".join(f'<span title="{text(name)}">{text(name)}</span>' for name in found.rows)
     label = f"{chart.title}: modules from top to bottom by step. {chart.about}"
@@ -152,14 +155,23 @@ def _heat_map(chart: Chart, found: HeatMap) -> str:
     )
 
 
-def _glyph(cell: Cell, colour: bool) -> tuple[str, str] | None:
-    """Return the class and the shape of the mark in a cell: state is told by shape, not colour."""
+def _glyph(cell: Cell, colour: bool, half: float) -> tuple[str, str] | None:
+    """Return the class and the shape of the mark in a cell: state is told by shape, not colour.
+
+    Args:
+        cell: what was measured.
+        colour: whether the map shows values.
+        half: half the mark's width, in columns.
+    """
+    left, wide, width = f"{0.5 - half:.3g}", f"{half:.3g}", f"{2 * half:.3g}"
     if cell.nans:
-        return 'class="tl-glyph tl-nan"', "M{x}.2 {y}.25l.6 .5M{x}.8 {y}.25l-.6 .5"
+        cross = f"M{{x}} {{y}}m{left} .25l{width} .5m-{width} 0l{width} -.5"
+        return 'class="tl-glyph tl-nan"', cross
     if cell.infs:
-        return 'class="tl-glyph tl-inf"', "M{x}.5 {y}.2l.35 .3l-.35 .3l-.35 -.3z"
+        diamond = f"M{{x}} {{y}}m.5 .2l{wide} .3l-{wide} .3l-{wide} -.3z"
+        return 'class="tl-glyph tl-inf"', diamond
     if colour and cell.value == 0:
-        return 'class="tl-glyph tl-zero"', "M{x}.3 {y}.5h.4"
+        return 'class="tl-glyph tl-zero"', f"M{{x}} {{y}}m{left} .5h{width}"
     return None
 
 

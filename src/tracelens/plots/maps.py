@@ -28,7 +28,7 @@ _LINE = "regexp_extract(file, '[^/]*$') || ':' || line"
 
 _BAD = "coalesce({t}nan_count, 0) AS nans, coalesce({t}inf_count, 0) AS infs"
 _GRADIENTS = f"""
-    SELECT {{key}} AS row, step, op_id, l2, {_BAD.format(t="")} FROM ops
+    SELECT {{key}} AS row, step, op_id, l2, {_BAD.format(t="")} FROM ops AS o
     WHERE phase = 'backward' AND numel IS NOT NULL AND (flags & {_PASSING}) = 0 {{where}}
     UNION ALL BY NAME
     SELECT {{key}} AS row, o.step, o.op_id, t.l2, {_BAD.format(t="t.")}
@@ -39,31 +39,30 @@ _OUTPUTS = f"""
     SELECT {{key}} AS row, step, op_id, 0.0 AS l2,
         coalesce(nan_count, CASE WHEN flags & {int(OpFlag.HIT)} > 0 THEN 1 ELSE 0 END) AS nans,
         coalesce(inf_count, 0) AS infs
-    FROM ops WHERE (flags & {_PASSING | _INTENDED}) = 0
+    FROM ops AS o WHERE (flags & {_PASSING | _INTENDED}) = 0
       AND (numel IS NOT NULL OR (flags & {_CHECKED}) > 0) {{where}}"""
+# The ops are read twice and grouped by column at once: a table of modules by steps, which may be
+# as long as that of the ops, never exists.
 _CELLS = """
-    WITH o AS ({source}),
-         named AS (SELECT * FROM o WHERE row IS NOT NULL),
-         sums AS (SELECT row, step, min(op_id) AS op_id, sqrt(sum(l2::DOUBLE * l2)) AS value,
-                         sum(nans) AS nans, sum(infs) AS infs FROM named GROUP BY row, step),
-         r AS (SELECT min(step) AS lo, (max(step) - min(step)) // {columns} + 1 AS width
-               FROM sums),
-         cells AS (SELECT row, (step - lo) // width AS col, min(op_id) AS op_id,
-                          max(value) AS value, sum(nans) AS nans, sum(infs) AS infs
-                   FROM sums, r GROUP BY ALL),
-         rows AS (SELECT row, sum(nans + infs) AS bad, max(value) AS top,
-                         arg_min(op_id, col) AS place, count(*) OVER () AS n
-                  FROM cells GROUP BY row
-                  ORDER BY bad > 0 DESC, top DESC NULLS LAST, row LIMIT {rows})
-    SELECT c.row, c.col, c.value, c.nans::BIGINT, c.infs::BIGINT, r.lo, r.width, rows.place, rows.n
-    FROM cells AS c JOIN rows USING (row), r ORDER BY rows.place, c.col"""
+    SELECT s.row, (s.step - a.lo) // a.width AS col, max(s.l2), sum(s.nans)::BIGINT,
+           sum(s.infs)::BIGINT, min(a.lo), min(a.width), min(a.place), min(a.n)
+    FROM ({source}) AS s JOIN (
+        SELECT row, min(op_id) AS place, count(*) OVER () AS n,
+               min(min(step)) OVER ()::HUGEINT AS lo,
+               (max(max(step)) OVER () - min(min(step)) OVER ()::HUGEINT) // {columns} + 1 AS width
+        FROM ({source}) WHERE row IS NOT NULL AND step >= 0 GROUP BY row
+        ORDER BY sum(nans + infs) > 0 DESC, max(l2) = 0 DESC,
+                 abs(ln(nullif(max(l2), 0)) - avg(ln(nullif(max(l2), 0))) OVER ()) DESC NULLS LAST,
+                 row LIMIT {rows}
+    ) AS a ON a.row = s.row
+    WHERE s.step >= 0 GROUP BY s.row, col ORDER BY min(a.place), col"""
 
 
 def gradient_chart(reader: TraceReader, rank: int | None = None) -> Chart:
     """Return the map of gradient norms.
 
-    A cell is the Euclidean norm over all that the backward ops of a module wrote in a step: the
-    gradients of its parameters and of its inputs. Of several steps the largest is shown.
+    A cell is the largest Euclidean norm of a tensor that the module's backward ops wrote: the
+    gradients of its parameters and of its inputs, in the steps of the column.
 
     Args:
         reader: an open trace.
@@ -79,8 +78,8 @@ def gradient_chart(reader: TraceReader, rank: int | None = None) -> Chart:
     # The backward pass runs from the last module to the first.
     found = _heat_map(rows, last_first=True)
     about = (
-        "Norm of all gradients that the backward of each module made (of its parameters and inputs)"
-        f"{_columns_told(found)}{_rows_told(found)}."
+        "Largest norm of a gradient that the backward of each module made, of its parameters and "
+        f"inputs{_columns_told(found)}{_rows_told(found)}."
     )
     return Chart("gradients", title, about, found)
 
@@ -137,7 +136,7 @@ def _rows(
     key = _LINE
     if reader.sql("SELECT 1 FROM ops WHERE module IS NOT NULL LIMIT 1"):
         key = f"coalesce(module, '{spare}')" if spare else "module"
-    where = "" if rank is None else f"AND rank = {int(rank)}"
+    where = "" if rank is None else f"AND o.rank = {int(rank)}"
     text = source.format(key=key, where=where)
     return reader.sql(_CELLS.format(source=text, columns=MAX_COLUMNS, rows=MAX_ROWS))
 
@@ -157,11 +156,11 @@ def _heat_map(rows: list[tuple[Any, ...]], *, last_first: bool) -> HeatMap:
 
 def _columns_told(found: HeatMap) -> str:
     width = found.steps_per_column
-    return f"; each column is {width} steps, of which the largest is shown" if width > 1 else ""
+    return f"; each column is {width} steps" if width > 1 else ""
 
 
 def _rows_told(found: HeatMap) -> str:
     if not found.rows_left_out:
         return ""
     all_rows = len(found.rows) + found.rows_left_out
-    return f"; {len(found.rows)} of {all_rows} modules, the non-finite and the largest ones"
+    return f"; {len(found.rows)} of {all_rows} modules, those that differ most from the others"
