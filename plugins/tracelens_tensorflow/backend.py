@@ -25,6 +25,7 @@ from tracelens_tensorflow.calls import Call
 from tracelens_tensorflow.data import DataWatch
 from tracelens_tensorflow.doctor import UNSUPPORTED_KERAS, describe, keras_backend
 from tracelens_tensorflow.eager import EagerOps
+from tracelens_tensorflow.fingerprints import Fingerprints
 from tracelens_tensorflow.frontier import Level
 from tracelens_tensorflow.functions import Calls
 from tracelens_tensorflow.fusion import Opened
@@ -83,6 +84,7 @@ class TensorFlowBackend:
         if session.config.capture == "tensors":
             self._values = ValueCapture(session, self._recorder.value_id)
             self._install("values", self._values.install)
+        self._fingerprints = Fingerprints(session)
         self._active = True
         self._calls = Calls(session, self._builder, self)
         self._data = self._sentinel.data = DataWatch(session, self._recorder)
@@ -146,6 +148,8 @@ class TensorFlowBackend:
         """A step ended. Returns its counters, and the scalars that Keras or a session gave."""
         from tracelens_tensorflow import sessions
 
+        with self._eager.muted():
+            self._fingerprints.end_step(step)
         hits = self._sentinel.hits + self._eager.take_hits()
         hits += self._ops.hits if self._ops is not None else 0
         counters = {"hits": hits} if hits else {}
@@ -171,6 +175,13 @@ class TensorFlowBackend:
         if not isinstance(module, tf.Module) and not hasattr(module, "trainable_variables"):
             return False
         name_variables(module.variables, f"{name}/" if name else "")
+        return True
+
+    def fingerprint(self, model: Any, name: str, every: int) -> bool:
+        """Compare a model's variables between workers at the end of every so many steps."""
+        if not hasattr(model, "trainable_variables"):
+            return False
+        self._fingerprints.add(model, name, every)
         return True
 
     def muted(self) -> AbstractContextManager[None]:
