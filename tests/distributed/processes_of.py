@@ -63,11 +63,15 @@ def run_ranks(
             [sys.executable, str(script), *arguments],
             cwd=folder,
             env=environment(
-                RANK=str(rank),
-                WORLD_SIZE=str(world_size or ranks),
-                MASTER_ADDR="127.0.0.1",
-                MASTER_PORT=port,
-                **((extra or {}).get(rank, {})),
+                **(
+                    {
+                        "RANK": str(rank),
+                        "WORLD_SIZE": str(world_size or ranks),
+                        "MASTER_ADDR": "127.0.0.1",
+                        "MASTER_PORT": port,
+                    }
+                    | dict((extra or {}).get(rank, {}))
+                )
             ),
             stderr=subprocess.PIPE,
             text=True,

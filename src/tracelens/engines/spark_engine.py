@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -24,7 +25,7 @@ from tracelens.errors import ConfigError, TraceError
 from tracelens.storage import views
 from tracelens.storage.catalog import Catalog, open_catalog
 from tracelens.storage.sql import QueryRefused, QueryResult
-from tracelens.storage.tables import SHARD_TABLES, TABLES
+from tracelens.storage.tables import RUN_TABLES, SHARD_TABLES, TABLES
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -54,6 +55,8 @@ _SETTINGS = {
     "spark.sql.parquet.enableVectorizedReader": "true",
     "spark.hadoop.parquet.page.verify-checksum.enabled": "true",
     "spark.driver.maxResultSize": "1g",
+    # Below this, files are looked at from here; a job of its own takes longer.
+    "spark.sql.sources.parallelPartitionDiscovery.threshold": "5000",
 }
 _QUIET = "rootLogger.level = off\n"
 _LOCAL_SETTINGS = {
@@ -88,16 +91,12 @@ class SparkEngine:
         self._shared = False
         logging.getLogger("SQLQueryContextLogger").disabled = True  # its errors are ours to tell
         self._spark = self._session(master)
-        for table in SHARD_TABLES:
-            self._frame(table).createOrReplaceTempView(table)
-        for table in ("shards", "segments"):
-            self._run_frame(table).createOrReplaceTempView(table)
-        for name, body in views.DERIVED_VIEWS.items():
-            self._spark.sql(body).createOrReplaceTempView(name)
+        self._known: set[str] = set()
 
     def rows(self, sql: str) -> list[Row]:
         """Run one of our own queries and return its rows."""
         try:
+            self._make_views(sql)
             return [tuple(row) for row in self._spark.sql(sql).collect()]
         except Exception as error:
             raise TraceError(f"the trace could not be read by Spark: {short(error)}") from None
@@ -115,6 +114,7 @@ class SparkEngine:
         timer = threading.Timer(timeout_s, stop)
         timer.start()
         try:
+            self._make_views(text)
             frame = self._spark.sql(text)
             types = tuple(kind for _, kind in frame.dtypes)
             found = [tuple(row) for row in frame.limit(limit + 1).collect()]
@@ -140,6 +140,19 @@ class SparkEngine:
             with contextlib.suppress(Exception):
                 self._spark.stop()
         shutil.rmtree(self._warehouse, ignore_errors=True)
+
+    def _make_views(self, sql: str) -> None:
+        """Make the tables and views that a query may name: listing files takes Spark a while."""
+        for word in {word.lower() for word in re.findall(r"\w+", sql)} - self._known:
+            if word in views.DERIVED_VIEWS:
+                body = views.DERIVED_VIEWS[word]
+                self._make_views(body)
+                self._spark.sql(body).createOrReplaceTempView(word)
+            elif word in SHARD_TABLES:
+                self._frame(word).createOrReplaceTempView(word)
+            elif word in RUN_TABLES:
+                self._run_frame(word).createOrReplaceTempView(word)
+            self._known.add(word)
 
     def _session(self, master: str) -> SparkSession:
         if master.startswith("sc://"):
@@ -193,36 +206,33 @@ class SparkEngine:
             for file in shard.segments.get(table, ())
         ]
         if not files:
-            frame = self._made([], schema)
-        else:
-            base = self._catalog.run_dir / table
-            frame = (
-                self._spark.read.schema(schema)
-                # Names of directories are no patterns, whatever characters they hold.
-                .option("__globPaths__", "false")
-                .option("basePath", _local(base))
-                .parquet(*(_local(Path(file)) for file in files))
-            )
+            nulls = ", ".join(f"CAST(NULL AS {SPARK_TYPES[c.type]}) AS `{c.name}`" for c in columns)
+            return self._spark.sql(f"SELECT CAST(NULL AS STRING) AS shard, {nulls} WHERE false")
+        base = self._catalog.run_dir / table
+        frame = (
+            self._spark.read.schema(schema)
+            # Names of directories are no patterns, whatever characters they hold.
+            .option("__globPaths__", "false")
+            .option("basePath", _local(base))
+            .parquet(*(_local(Path(file)) for file in files))
+        )
         return frame.select("shard", *(c.name for c in columns))
 
     def _run_frame(self, table: str) -> DataFrame:
-        columns = TABLES[table]
-        rows = []
+        import pyarrow as pa
+
+        rows: list[dict[str, Any]] = []
         for shard in self._catalog.shards:
             state = asdict(shard.state)
-            if table == "shards":
-                rows.append(tuple(state.get(c.name) for c in columns))
-            else:
-                for segment in state["segments"]:
-                    entry: dict[str, Any] = {"shard": shard.name, **segment}
-                    rows.append(tuple(entry.get(c.name) for c in columns))
-        schema = ", ".join(f"`{c.name}` {SPARK_TYPES[c.type]}" for c in columns)
-        return self._made(rows, schema)
-
-    def _made(self, rows: list[Row], schema: str) -> DataFrame:
+            segments = state.pop("segments")
+            rows += [state] if table == "shards" else [{"shard": shard.name, **s} for s in segments]
+        fields = [(c.name, pa.int64() if "int" in c.type else pa.string()) for c in TABLES[table]]
+        found = pa.Table.from_pylist(rows, schema=pa.schema(fields))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the pandas that is installed, which is not used
-            return self._spark.createDataFrame(rows, schema)
+            frame = self._spark.createDataFrame(found)
+        types = (f"CAST(`{c.name}` AS {SPARK_TYPES[c.type]}) AS `{c.name}`" for c in TABLES[table])
+        return frame.selectExpr(*types)
 
 
 def _local(path: Path) -> str:
