@@ -101,7 +101,7 @@ def _split_table(split: Json, aligned: Json | None = None) -> str:
                 row.append(_percent(aligned["parts"][at]["duration_ns"], aligned))
             sides = (part["device_ns"], part["host_ns"], part["hidden_ns"])
             body.append([*row, *map(duration, sides)])
-    head = ["time of all steps", "time", "share", *(["aligned"] if aligned is not None else [])]
+    head = ["what ran", "time", "share", *(["aligned"] if aligned is not None else [])]
     return table([*head, "on device", "host only", "hidden"], body)
 
 
@@ -202,6 +202,8 @@ def _branches(entries: list[Json], depth: int, top: int, body: list[list[Any]]) 
 def _launch(found: Json | None, options: argparse.Namespace) -> str:
     if found is None:
         return NO_DEVICE
+    if not found["linked"]:
+        return f"Of {found['unlinked']} pieces of device work no launch was recorded."
     lines = [
         f"launches        {found['launches']} calls, {duration(found['host_ns'])} of the host; "
         f"{found['unlinked']} pieces of work without a known launch",
@@ -236,7 +238,7 @@ def _memory(found: Json, options: argparse.Namespace) -> str:
             f"{duration(device['peak_ns'])}; {size(device['end_bytes'])} at the end; "
             f"{device['allocations']} allocations, {device['frees']} frees"
         )
-        if device["reserved_bytes"] is not None:
+        if device["reserved_bytes"]:
             lines.append(
                 f"  reserved {size(device['reserved_bytes'])} then"
                 + (f", {100 * device['fragmentation']:.1f}% of it not in use"

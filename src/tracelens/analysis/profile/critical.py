@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from tracelens.analysis.profile.answer import Answer
-from tracelens.analysis.profile.data import ProfileData, durations
+from tracelens.analysis.profile.classes import host_intervals
+from tracelens.analysis.profile.columns import durations
+from tracelens.analysis.profile.data import ProfileData
 from tracelens.analysis.profile.intervals import EMPTY, Intervals, Ints, shares, union
 from tracelens.analysis.profile.launch_links import is_sync, launch_rows, stream_order
-from tracelens.analysis.profile.steps import host_intervals
 
 
 @dataclass(frozen=True, slots=True)

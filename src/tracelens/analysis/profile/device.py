@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from tracelens.analysis.profile.answer import Answer
-from tracelens.analysis.profile.data import DEVICE_KINDS, ProfileData, durations
+from tracelens.analysis.profile.columns import durations
+from tracelens.analysis.profile.data import DEVICE_KINDS, ProfileData
 from tracelens.analysis.profile.intervals import EMPTY, Intervals, union
 
 

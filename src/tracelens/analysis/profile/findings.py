@@ -2,38 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from tracelens.analysis.profile.comm import communication
+from tracelens.analysis.profile import findingrules as rules
 from tracelens.analysis.profile.data import ProfileData
-from tracelens.analysis.profile.device import device_totals
 from tracelens.analysis.profile.devices import DeviceLimits
-from tracelens.analysis.profile.idle import idle
-from tracelens.analysis.profile.launch import launches, sync_stalls
-from tracelens.analysis.profile.memory import memory
-from tracelens.analysis.profile.ranks import compare_ranks
-from tracelens.analysis.profile.retrace import retraces
-from tracelens.analysis.profile.roofline import roofline
-from tracelens.analysis.profile.steps import StepsAnswer, split_steps
-from tracelens.texts import duration, size
+from tracelens.analysis.profile.steps import split_steps
 
 Json = dict[str, Any]
-
-NOTABLE = 0.05
-"""A part is told from this share of the steps on (torch_tb_profiler's threshold for DataLoader)."""
-
-SERIOUS = 0.15
-"""From this share on it is a warning."""
-
-IDLE_SHARE = 0.2
-FRAGMENTATION = 0.3
-SHORT_SHARE = 0.5
-ROOF_SHARE = 0.4
-GROWTH_BYTES = 1 << 20
-OUTLIER = 2.0
 
 
 def profile_findings(
@@ -57,277 +34,18 @@ def profile_findings(
     """
     split = split_steps(data)
     found = [
-        *_loading(data, split),
-        *_idle(data, split),
-        *_syncs(data, split),
-        *_communication(data, split),
-        *_copies(split),
-        *_retraces(data, split),
-        *_short(data, split),
-        *_slow_kernels(data, limits, split),
-        *_outliers(split),
-        *_memory(data),
-        *_stragglers([data, *others], split),
+        *rules.loading(data, split),
+        *rules.host_bound(data, split),
+        *rules.sync_stalls_cost(data, split),
+        *rules.exposed_communication(data, split),
+        *rules.exposed_copies(split),
+        *rules.recompiles(data, split),
+        *rules.short_kernels(data, split),
+        *rules.below_roof(data, limits, split),
+        *rules.slow_steps(split),
+        *rules.memory_use(data),
+        *rules.stragglers([data, *others], split),
     ]
     for finding in found:
         finding["rank"] = data.rank
     return sorted(found, key=lambda finding: -(finding["gain_ns"] or 0))
-
-
-def _finding(
-    rule: str, message: str, advice: str, split: StepsAnswer, gain_ns: int | None,
-    evidence: Json, *, step: int | None = None, severity: str | None = None,
-) -> Json:  # fmt: skip
-    share = gain_ns / split.whole.duration_ns if gain_ns and split.whole.duration_ns else 0.0
-    return {
-        "t": "finding",
-        "rule": rule,
-        "verdict": "structural",
-        "severity": severity or ("warning" if share >= SERIOUS else "info"),
-        "message": message,
-        "advice": advice,
-        "step": step,
-        "evidence": evidence,
-        "gain_ns": gain_ns,
-        "gain_share": share,
-    }
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def _loading(data: ProfileData, split: StepsAnswer) -> Iterator[Json]:
-    part, share = split.whole.part("data"), split.whole.share("data")
-    if share < NOTABLE:
-        return
-    yield _finding(
-        "data_loading",
-        f"The steps wait for data {_percent(share)} of their time "
-        f"({duration(part.duration_ns)} in {len(split.steps)} steps).",
-        "Load batches ahead: DataLoader(num_workers=..., pin_memory=True, persistent_workers=True,"
-        " prefetch_factor=...), or tf.data's prefetch and map(num_parallel_calls=tf.data.AUTOTUNE);"
-        " move costly transforms to the device or store their results.",
-        split,
-        part.duration_ns,
-        {"share": share, "data_ns": part.duration_ns, "hidden_ns": part.hidden_ns},
-    )
-
-
-def _idle(data: ProfileData, split: StepsAnswer) -> Iterator[Json]:
-    answer = idle(data)
-    if answer is None or not split.whole.duration_ns:
-        return
-    waits = answer.reasons["ops"] + answer.reasons["other_host"] + answer.reasons["runtime"]
-    share = waits / split.whole.duration_ns
-    if share < IDLE_SHARE:
-        return
-    found = launches(data)
-    starved = found.starved_share if found else 0.0
-    largest = max(("ops", "other_host", "runtime"), key=lambda name: answer.reasons[name])
-    yield _finding(
-        "launch_bound" if starved > 0.5 else "host_bound",
-        f"The device waits {_percent(share)} of the steps for the host to launch work; "
-        f"{_percent(starved)} of the kernels found an empty stream.",
-        "Give the host less to do for each kernel: larger batches, torch.compile"
-        " (mode='reduce-overhead' for CUDA graphs) or tf.function(jit_compile=True), fused"
-        " optimizers (fused=True or foreach=True), fewer small ops and less Python in the step.",
-        split,
-        waits,
-        {"reasons": answer.reasons, "mostly": largest, "starved_share": starved},
-    )
-
-
-def _syncs(data: ProfileData, split: StepsAnswer) -> Iterator[Json]:
-    groups = [group for group in sync_stalls(data) if group.op or group.file]
-    lost = sum(group.drained_ns for group in groups)
-    share = lost / split.whole.duration_ns if split.whole.duration_ns else 0.0
-    if share < NOTABLE or not groups:
-        return
-    worst = groups[0]
-    place = f" at {worst.file}:{worst.line}" if worst.file else ""
-    yield _finding(
-        "sync_stall",
-        f"{sum(g.count for g in groups)} waits for the device leave it without work for "
-        f"{_percent(share)} of the steps; the costliest is {worst.op or worst.call}{place}.",
-        "Read values off the device less often: keep the loss a tensor and read it every n steps;"
-        " avoid .item(), .cpu(), print(tensor), nonzero and boolean indexing in the step; copy with"
-        " non_blocking=True from pinned memory.",
-        split,
-        lost,
-        {"groups": [group.as_json() for group in groups[:5]]},
-    )
-
-
-def _communication(data: ProfileData, split: StepsAnswer) -> Iterator[Json]:
-    share = split.whole.share("communication")
-    answer = communication(data) if share >= NOTABLE else None
-    if answer is None:
-        return
-    part = split.whole.part("communication")
-    yield _finding(
-        "exposed_communication",
-        f"Communication that nothing hides takes {_percent(share)} of the steps "
-        f"({_percent(answer.hidden_share)} of all communication is hidden).",
-        "Overlap it with computing: larger gradient buckets (bucket_cap_mb), static_graph=True,"
-        " gradient_as_bucket_view=True, backward prefetch of FSDP; send less (bf16 gradients,"
-        " no_sync for accumulation); look for a straggler.",
-        split,
-        part.duration_ns,
-        {"exposed_ns": part.duration_ns, "total_ns": answer.total_ns},
-    )
-
-
-def _copies(split: StepsAnswer) -> Iterator[Json]:
-    part, share = split.whole.part("copies"), split.whole.share("copies")
-    if share >= NOTABLE:
-        yield _finding(
-            "exposed_copies",
-            f"Copies that nothing hides take {_percent(share)} of the steps.",
-            "Copy batches ahead from pinned memory (pin_memory=True, .to(device,"
-            " non_blocking=True)), and keep on the device what is used again.",
-            split,
-            part.duration_ns,
-            {"exposed_ns": part.duration_ns, "total_ns": part.total_ns},
-        )
-
-
-def _retraces(data: ProfileData, split: StepsAnswer) -> Iterator[Json]:
-    answer = retraces(data)
-    if answer is None or not answer.steps:
-        return
-    later = [step for step in answer.steps if step.step > (split.steps[0].step or 0)]
-    cost = sum(max(step.compile_ns, step.excess_ns) for step in later)
-    share = cost / split.whole.duration_ns if split.whole.duration_ns else 0.0
-    if not later or share < NOTABLE / 5:
-        return
-    yield _finding(
-        "recompile",
-        f"Functions are traced or compiled again in {len(later)} steps after the first, which "
-        f"costs {duration(cost)} ({_percent(share)} of all steps).",
-        "Keep shapes and Python arguments the same from step to step: pad batches or drop the last"
-        " one (drop_last=True), torch.compile(dynamic=True) or mark_dynamic, an input_signature for"
-        " tf.function; pass numbers as tensors.",
-        split,
-        cost,
-        {"steps": [step.as_json() for step in later[:10]]},
-        step=later[0].step,
-    )
-
-
-def _short(data: ProfileData, split: StepsAnswer) -> Iterator[Json]:
-    answer = launches(data)
-    totals = device_totals(data)
-    if answer is None or not totals or answer.short < 100 or answer.short_share < SHORT_SHARE:
-        return
-    share = answer.short_ns / max(totals[0].kernel_sum_ns, 1)
-    if share < NOTABLE:
-        return
-    yield _finding(
-        "short_kernels",
-        f"{answer.short} of the kernels ({_percent(answer.short_share)}) are shorter than 10 µs; "
-        f"they take {_percent(share)} of the kernel time.",
-        "Fuse small ops: torch.compile or XLA, fused optimizers, larger batches.",
-        split,
-        answer.short_ns,
-        {
-            "short": answer.short,
-            "short_ns": answer.short_ns,
-            "median_delay": answer.median_delay_ns,
-        },
-        severity="info",
-    )
-
-
-def _slow_kernels(
-    data: ProfileData, limits: DeviceLimits | None, split: StepsAnswer
-) -> Iterator[Json]:
-    answer = roofline(data, limits) if limits is not None else None
-    if answer is None:
-        return
-    for group in answer.groups[:20]:
-        gain = group.gain_ns or 0
-        share = gain / split.whole.duration_ns if split.whole.duration_ns else 0.0
-        if group.roof_share is None or group.roof_share > ROOF_SHARE or share < NOTABLE:
-            continue
-        yield _finding(
-            "below_roof",
-            f"{group.name} {group.shapes} in {group.dtype or 'unknown type'} reaches "
-            f"{_percent(group.roof_share)} of what {limits.name if limits else ''} allows "
-            f"({group.bound}-bound).",
-            "Use lower precision (autocast to bf16, torch.set_float32_matmul_precision('high')),"
-            " sizes that are multiples of 8 (64 on newer devices), channels_last for convolutions;"
-            " fuse ops that are memory-bound.",
-            split,
-            gain,
-            group.as_json(),
-        )
-
-
-def _outliers(split: StepsAnswer) -> Iterator[Json]:
-    if len(split.steps) < 5 or not split.marked:
-        return
-    lengths = np.array([step.duration_ns for step in split.steps])
-    usual = int(np.median(lengths))
-    slow = [step for step in split.steps if step.duration_ns > OUTLIER * usual]
-    if not slow:
-        return
-    worst = max(slow, key=lambda step: step.duration_ns)
-    lost = sum(step.duration_ns - usual for step in slow)
-    part = max(worst.parts, key=lambda part: part.duration_ns)
-    yield _finding(
-        "slow_steps",
-        f"{len(slow)} of {len(split.steps)} steps take more than twice the median of "
-        f"{duration(usual)}; step {worst.step} takes {duration(worst.duration_ns)}, mostly "
-        f"{part.name}.",
-        "Look at that step: checkpoints, evaluation, compiling, a slow batch, garbage collection.",
-        split,
-        lost,
-        {"steps": [step.step for step in slow], "median_ns": usual},
-        step=worst.step,
-    )
-
-
-def _memory(data: ProfileData) -> Iterator[Json]:
-    split = split_steps(data)
-    for answer in memory(data):
-        if answer.fragmentation is not None and answer.fragmentation > FRAGMENTATION:
-            yield _finding(
-                "fragmentation",
-                f"At the peak {_percent(answer.fragmentation)} of what the allocator reserved on "
-                f"{answer.device} ({size(answer.reserved_bytes)}) was not in use.",
-                "Set PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True, keep sizes of batches the"
-                " same, and do not call torch.cuda.empty_cache() in the step.",
-                split,
-                None,
-                {"reserved_bytes": answer.reserved_bytes, "peak_bytes": answer.peak_bytes},
-            )
-        growth = answer.step_growth_bytes
-        if growth is not None and growth > GROWTH_BYTES:
-            yield _finding(
-                "memory_growth",
-                f"Memory held on {answer.device} grows by {size(growth)} from step to step.",
-                "Something keeps tensors: losses added up without .item() or .detach(), lists of"
-                " outputs, a graph retained by create_graph or retain_graph.",
-                split,
-                None,
-                {"step_growth_bytes": growth, "end_bytes": answer.end_bytes},
-                severity="warning",
-            )
-
-
-def _stragglers(profiles: Sequence[ProfileData], split: StepsAnswer) -> Iterator[Json]:
-    answer = compare_ranks(profiles) if len(profiles) > 1 else None
-    if answer is None or answer.straggler is None:
-        return
-    yield _finding(
-        "straggler",
-        f"Rank {answer.straggler} keeps the others waiting {_percent(answer.waited_share)} of "
-        f"their time ({duration(answer.waited_ns)}).",
-        "Look at that rank: its data (uneven batches, a slow disk), its host's load, its device's"
-        " clocks and temperature.",
-        split,
-        answer.waited_ns,
-        {"ranks": [line.as_json() for line in answer.ranks], "matched": answer.matched},
-        severity="warning",
-    )

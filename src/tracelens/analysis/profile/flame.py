@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from tracelens.analysis.profile.answer import Answer
-from tracelens.analysis.profile.data import Columns, ProfileData, durations, rows_of
+from tracelens.analysis.profile.columns import Columns, durations, rows_of
+from tracelens.analysis.profile.data import ProfileData
 from tracelens.analysis.profile.intervals import Ints
 from tracelens.analysis.profile.opstats import levels, op_times
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from tracelens.analysis.profile.answer import Answer
-from tracelens.analysis.profile.data import ProfileData, durations
+from tracelens.analysis.profile.classes import host_class_masks
+from tracelens.analysis.profile.columns import durations
+from tracelens.analysis.profile.data import ProfileData
 from tracelens.analysis.profile.intervals import EMPTY, Intervals, Ints, shares, union
 from tracelens.analysis.profile.launch_links import is_sync, launch_rows, stream_order
-from tracelens.analysis.profile.steps import host_class_masks
 
 CONSECUTIVE_DELAY_NS = 30
 """HTA's default: a gap shorter than this between queued kernels is the device's own delay."""
@@ -156,8 +157,8 @@ def stream_idle(
 ) -> tuple[StreamIdle, ...]:
     """Sort the gaps of every stream as HTA's ``get_idle_time_breakdown`` does.
 
-    A gap runs from the end of one piece of work to the start of the next of the stream; it is
-    negative where they overlap, as in HTA. Streams with one piece of work have no gap.
+    A gap runs from the end of one piece of work to the start of the next of the stream; work that
+    overlaps has none between it (HTA counts a negative one). Streams with one piece have no gap.
     """
     columns = data.device
     order, follows = stream_order(columns)
@@ -168,7 +169,7 @@ def stream_idle(
     launch = launch_rows(data, columns)[order]
     launched = np.where(launch >= 0, np.append(data.spans.ints("start_ns"), 0)[launch], -1)
     previous_end = np.append(0, end[:-1])
-    gap = np.where(follows, start - previous_end, 0)
+    gap = np.where(follows, np.maximum(start - previous_end, 0), 0)
     host = follows & (launch >= 0) & (launched > previous_end)
     kernel = follows & ~host & (gap < consecutive_delay_ns)
     first = np.flatnonzero(~follows)

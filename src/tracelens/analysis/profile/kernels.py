@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from tracelens.analysis.profile.answer import Answer
-from tracelens.analysis.profile.data import DEVICE_KINDS, Columns, ProfileData, durations
+from tracelens.analysis.profile.columns import Columns, durations
+from tracelens.analysis.profile.data import DEVICE_KINDS, ProfileData
 from tracelens.analysis.profile.intervals import Ints
 from tracelens.analysis.profile.opstats import OpTimes, op_times
 

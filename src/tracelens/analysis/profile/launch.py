@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracelens.analysis.profile.answer import Answer
-from tracelens.analysis.profile.data import DEVICE_KINDS, ProfileData, durations, rows_of
+from tracelens.analysis.profile.classes import host_class_masks
+from tracelens.analysis.profile.columns import durations, rows_of
+from tracelens.analysis.profile.data import DEVICE_KINDS, ProfileData
 from tracelens.analysis.profile.intervals import Ints
 from tracelens.analysis.profile.launch_links import is_sync, launch_rows, stream_order
-from tracelens.analysis.profile.steps import host_class_masks
 
 SHORT_KERNEL_NS = 10_000
 """AMD's TraceLens' threshold of a short kernel: about what one launch costs the host."""

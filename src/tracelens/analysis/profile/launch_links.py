@@ -7,7 +7,8 @@ import re
 import numpy as np
 from numpy.typing import NDArray
 
-from tracelens.analysis.profile.data import Columns, ProfileData, rows_of
+from tracelens.analysis.profile.columns import Columns, rows_of
+from tracelens.analysis.profile.data import ProfileData
 from tracelens.analysis.profile.intervals import Ints
 
 _SYNC = re.compile(

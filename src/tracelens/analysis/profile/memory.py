@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracelens.analysis.profile.answer import Answer
-from tracelens.analysis.profile.data import ProfileData, rows_of
+from tracelens.analysis.profile.columns import rows_of
+from tracelens.analysis.profile.data import ProfileData
 from tracelens.analysis.profile.intervals import Ints
 
 _CURVE_POINTS = 500

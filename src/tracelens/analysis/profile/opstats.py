@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tracelens.analysis.profile.data import ProfileData, durations
+from tracelens.analysis.profile.columns import durations
+from tracelens.analysis.profile.data import ProfileData
 from tracelens.analysis.profile.intervals import Ints
 
 

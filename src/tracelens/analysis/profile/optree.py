@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from tracelens.analysis.profile.answer import Answer
-from tracelens.analysis.profile.data import ProfileData, durations
+from tracelens.analysis.profile.columns import durations
+from tracelens.analysis.profile.data import ProfileData
 from tracelens.analysis.profile.intervals import Ints
 from tracelens.analysis.profile.opstats import levels, op_times
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tracelens.analysis.profile.answer import Answer
-from tracelens.analysis.profile.comm import Collectives, collectives
+from tracelens.analysis.profile.collectives import Collectives, collectives
 from tracelens.analysis.profile.data import ProfileData
 from tracelens.analysis.profile.intervals import union
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from tracelens.analysis.profile.answer import Answer
-from tracelens.analysis.profile.data import Columns, ProfileData, durations
+from tracelens.analysis.profile.columns import Columns, durations
+from tracelens.analysis.profile.data import ProfileData
 from tracelens.analysis.profile.intervals import Intervals, union
 
 _COMPILING = re.compile(

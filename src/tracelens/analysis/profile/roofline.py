@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from tracelens.analysis.names import canonical
 from tracelens.analysis.profile.answer import Answer
-from tracelens.analysis.profile.data import ProfileData, durations
+from tracelens.analysis.profile.columns import durations
+from tracelens.analysis.profile.data import ProfileData
 from tracelens.analysis.profile.devices import DeviceLimits
 from tracelens.analysis.profile.flops import FORMULAS, HEAVY, Work, work_of
 from tracelens.analysis.profile.intervals import Ints

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tracelens.analysis.profile.answer import Answer
-from tracelens.analysis.profile.data import ProfileData, StepTable, durations, rows_of
-from tracelens.analysis.profile.intervals import EMPTY, Intervals, Ints, shares, union
+from tracelens.analysis.profile.classes import device_intervals, host_intervals
+from tracelens.analysis.profile.columns import durations
+from tracelens.analysis.profile.data import ProfileData, StepTable
+from tracelens.analysis.profile.intervals import EMPTY, Ints, shares
 
 PARTS = (
     "data",
@@ -24,10 +24,6 @@ PARTS = (
     "idle",
 )
 """Parts of a step's time, in the order in which they are told; ``split_steps`` defines them."""
-
-_OPTIMIZER = re.compile(r"Optimizer\.(step|zero_grad)#")
-_HOST_COMM = re.compile(r"^(c10d::|(gloo|nccl|mpi|ucc):|record_param_comms)", re.IGNORECASE)
-_DATA = re.compile(r"^enumerate\((DataLoader|DataPipe)\)#")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +113,7 @@ def split_steps(data: ProfileData, *, windows: str = "host") -> StepsAnswer:
             that it launched has.
     """
     steps = data.steps if windows == "host" else device_windows(data)
-    device, host = _device_classes(data), host_intervals(data)
+    device, host = device_intervals(data), host_intervals(data)
     kernels = ("forward", "backward", "optimizer", "other")
     order = [
         *((name, "device", device[name]) for name in (*kernels, "communication", "copies")),
@@ -165,75 +161,6 @@ def _step_rows(steps: StepTable, numbers: Ints) -> Ints:
     ordered = steps.step[order]
     at = np.minimum(np.searchsorted(ordered, numbers), len(ordered) - 1)
     return np.where(ordered[at] == numbers, order[at], -1)
-
-
-def _device_classes(data: ProfileData) -> dict[str, Intervals]:
-    """When the devices did what; kernels of unknown phase are ``other``."""
-    columns, classes = data.device, data.device_class()
-    starts, ends = columns.ints("start_ns"), columns.ints("start_ns") + durations(columns)
-    phase = kernel_phases(data)
-    found = {
-        name: union(starts[mask], ends[mask])
-        for name in ("forward", "backward", "optimizer")
-        if (mask := (classes == 0) & (phase == _PHASES.index(name))).any()
-    }
-    rest = (classes == 0) & ~np.isin(phase, [_PHASES.index(n) for n in found])
-    found["other"] = union(starts[rest], ends[rest])
-    found["communication"] = union(starts[classes == 1], ends[classes == 1])
-    found["copies"] = union(starts[classes >= 2], ends[classes >= 2])
-    return {name: found.get(name, EMPTY) for name in PARTS}
-
-
-_PHASES = ("other", "data", "forward", "backward", "optimizer")
-
-
-def phase_codes(data: ProfileData) -> Ints:
-    """Return each op's phase as a position in ``("other", "data", "forward", ...)``."""
-    codes, texts = data.op_phase
-    return np.array([_PHASES.index(t) if t in _PHASES else 0 for t in texts] + [0])[codes]
-
-
-def kernel_phases(data: ProfileData) -> Ints:
-    """Return the phase of the op that launched each row of ``data.device``; 0 if unknown."""
-    phases = np.append(phase_codes(data), 0)
-    return np.asarray(phases[rows_of(data.ops.ints("op_id"), data.device.ints("op_id"))])
-
-
-def host_class_masks(data: ProfileData) -> dict[str, NDArray[np.bool_]]:
-    """Return which spans are what: ``runtime data communication optimizer``, bool (spans,)."""
-    spans, names = data.spans, data.spans.texts("name")
-    named = {
-        "data": spans.where("name", [bool(_DATA.match(name)) for name in names]),
-        "communication": spans.where("name", [bool(_HOST_COMM.match(name)) for name in names]),
-        "optimizer": spans.where("name", [bool(_OPTIMIZER.match(name)) for name in names]),
-    }
-    device_range = spans.is_one_of("kind", ["device_annotation"])
-    masks = {name: mask & ~device_range for name, mask in named.items()}
-    masks["runtime"] = spans.is_one_of("kind", ["runtime", "sync"])
-    masks["data"] |= spans.is_one_of("kind", ["data"])
-    return masks
-
-
-def host_intervals(data: ProfileData) -> dict[str, Intervals]:
-    """Return when the host did what: ``runtime data communication optimizer backward ...``."""
-    masks = host_class_masks(data)
-    found = {name: data.span_intervals(mask) for name, mask in masks.items()}
-    starts = data.ops.ints("start_ns")
-    ends = starts + durations(data.ops)
-    phases, parent = phase_codes(data), data.op_parent
-    # What an op calls lies within it: only roots, and ops of another phase, add anything.
-    edge = (parent < 0) | (phases != phases[parent])
-    comm = data.ops.where("name", [bool(_HOST_COMM.match(n)) for n in data.ops.texts("name")])
-    for number, name in enumerate(_PHASES):
-        mask = edge & (phases == number)
-        found[name] = found.get(name, EMPTY) | union(starts[mask], ends[mask])
-    if comm.any():
-        found["communication"] |= union(starts[comm], ends[comm])
-    rest = ~data.spans.is_one_of("kind", ["step", "device_annotation", "runtime", "sync", "data"])
-    outer = rows_of(data.spans.ints("span_id"), data.spans.ints("parent_id"))
-    inside = np.append(rest, False)[outer]
-    found["other"] |= data.span_intervals(rest & ~inside)
-    return found
 
 
 def _split(

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from profile_builder import ProfileBuilder
 
-from tracelens.analysis.profile.comm import bus_factor, canonical, communication
+from tracelens.analysis.profile.collectives import canonical
+from tracelens.analysis.profile.comm import bus_factor, communication
 from tracelens.analysis.profile.data import load_profile
 from tracelens.analysis.profile.ranks import compare_ranks
 from tracelens.storage.reader import open_trace
@@ -23,6 +24,7 @@ from tracelens.storage.reader import open_trace
         ("ncclKernel_SendRecv", "sendrecv"),
         ("reduce_scatter_tensor_coalesced", "reducescatter"),
         ("rcclDevKernel_Generic_1", "generic"),
+        ("all-reduce.12", "allreduce"),
     ],
 )
 def test_collectives_have_one_name(name: str, known: str) -> None:

@@ -1,0 +1,126 @@
+"""One table of a trace as numpy columns, each read when it is first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracelens.analysis.profile.intervals import Ints
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from tracelens.storage.reader import TraceReader
+
+Steps = tuple[int | None, int | None]
+"""First step and the one after the last; ``None`` where open."""
+
+
+class Columns:
+    """The rows of one table, without any Python object per row.
+
+    Args:
+        reader: an open trace; it must stay open.
+        table: the table.
+        rank: whose rows.
+        steps: rows of these training steps only.
+    """
+
+    def __init__(
+        self, reader: TraceReader, table: str, rank: int, steps: Steps | None = None
+    ) -> None:
+        self.table = table
+        self._reader = reader
+        self._rank = rank
+        self._steps = steps
+        self._arrow: dict[str, pa.ChunkedArray] = {}
+        self._ints: dict[str, Ints] = {}
+        self._texts: dict[str, tuple[Ints, list[str]]] = {}
+
+    @cached_property
+    def _rows(self) -> int:
+        first = {"memory": "t_ns", "samples": "duration_ns", "counters": "t_ns"}
+        return len(self.ints(first.get(self.table, "start_ns")))
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def ints(self, name: str) -> Ints:
+        """Return a column of whole numbers, int64 of shape (rows,); NULL is -1."""
+        if name not in self._ints:
+            column = self._column(name)
+            values = (column.fill_null(-1) if column.null_count else column).to_numpy()
+            self._ints[name] = values.astype(np.int64, copy=False)
+        return self._ints[name]
+
+    def floats(self, name: str) -> NDArray[np.float64]:
+        """Return a column of numbers, float64 of shape (rows,); NULL is NaN."""
+        values: NDArray[Any] = self._column(name).to_numpy()
+        return values.astype(np.float64, copy=False)
+
+    def codes(self, name: str) -> Ints:
+        """Return a text column as positions in ``texts(name)``; int64 of shape (rows,), -1 NULL."""
+        return self._text(name)[0]
+
+    def texts(self, name: str) -> list[str]:
+        """Return the distinct texts of a column."""
+        return self._text(name)[1]
+
+    def is_one_of(self, name: str, wanted: Sequence[str]) -> NDArray[np.bool_]:
+        """Return which rows have one of some texts in a column; bool of shape (rows,)."""
+        return self.where(name, [text in wanted for text in self.texts(name)])
+
+    def where(self, name: str, holds: Sequence[bool]) -> NDArray[np.bool_]:
+        """Return which rows have a text for which ``holds`` is true; NULL never has."""
+        # The entry at the end is what code -1, NULL, finds.
+        return np.array([*holds, False], dtype=np.bool_)[self.codes(name)]
+
+    def _text(self, name: str) -> tuple[Ints, list[str]]:
+        if name not in self._texts:
+            array = self._column(name).combine_chunks()
+            codes = array.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+            self._texts[name] = _distinct(codes, [t or "" for t in array.dictionary.to_pylist()])
+        return self._texts[name]
+
+    def _column(self, name: str) -> pa.ChunkedArray:
+        table = self._reader.columns(self.table, [name], rank=self._rank, steps=self._steps)
+        return table.column(name)
+
+
+def durations(columns: Columns) -> Ints:
+    """Return the durations of rows; 0 where not measured. Shape (rows,), ns."""
+    return np.maximum(columns.ints("duration_ns"), 0)
+
+
+def rows_of(ids: Ints, wanted: Ints) -> Ints:
+    """Return where ids stand in a column of distinct ids; -1 for those that do not.
+
+    Args:
+        ids: shape (n,), distinct, in any order.
+        wanted: shape (m,).
+    """
+    if not len(ids):
+        return np.full(len(wanted), -1, dtype=np.int64)
+    low, high = int(ids[0]), int(ids[-1])
+    if high - low + 1 == len(ids) and (ids[1:] > ids[:-1]).all():
+        return np.where((wanted >= low) & (wanted <= high), wanted - low, -1)
+    order = None if (ids[1:] > ids[:-1]).all() else np.argsort(ids, kind="stable")
+    ordered = ids if order is None else ids[order]
+    at = np.minimum(np.searchsorted(ordered, wanted), len(ids) - 1)
+    found = ordered[at] == wanted
+    return np.where(found, at if order is None else order[at], -1)
+
+
+def _distinct(codes: Ints, texts: list[str]) -> tuple[Ints, list[str]]:
+    """Give equal texts one code: what wrote the column need not have."""
+    places = {text: place for place, text in reversed(list(enumerate(texts)))}
+    if len(places) == len(texts):
+        return codes, texts
+    names = list(places)
+    first = {text: place for place, text in enumerate(names)}
+    mapped = np.array([*(first[text] for text in texts), -1], dtype=np.int64)
+    return mapped[codes], names
