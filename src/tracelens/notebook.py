@@ -43,7 +43,7 @@ def trace_html(reader: TraceReader) -> str:
     why = diagnose(reader)
     seen = overview(reader, top=1)
     charts = charts_of(reader, ("loss", "gradients"))
-    drawn = "".join(figure(chart, table=False) for chart in charts if chart.body is not None)
+    drawn = "".join(figure(chart, with_table=False) for chart in charts if chart.body is not None)
     problems = [
         {"severity": "warning", "step": None, "rule": "damage", "message": line, "times": 1}
         for line in seen["trace"]["problems"]
@@ -126,8 +126,8 @@ def _trace_cell(shell: Any, line: str, cell: str) -> Any:
 
     try:
         words = shlex.split(line)
-    except ValueError as error:  # a quotation that does not end
-        raise _usage(str(error)) from None
+    except ValueError as unfinished:  # a quotation that does not end
+        raise _usage(str(unfinished)) from None
     options = _parser().parse_args(words)
     path = _place(options.path, force=options.force)
     error: BaseException | None = None

@@ -9,12 +9,14 @@ import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import tracelens as tl
 from plots_traces import HOSTILE, hostile, training, wide
 from tracelens.cli import main
 from tracelens.plots.page import MAX_BYTES
+from tracelens.storage.bulk import BulkShard
 
 # What loads something, runs something, or leads away.
 ACTIVE_TAGS = {"script", "img", "iframe", "object", "embed", "link", "form", "a", "base", "audio"}
@@ -129,6 +131,33 @@ def test_a_page_of_a_large_trace_is_bounded_and_keeps_what_matters(tmp_path: Pat
     # One NaN among 300,000 ops, in the last module of the last step.
     assert "encoder.layers.149.attention.out" in words
     assert "not finite in step 1000" in words
+
+
+def test_a_profile_is_told_with_the_use_of_its_device_and_is_not_called_clean(
+    tmp_path: Path,
+) -> None:
+    trace = tmp_path / "profile.tltrace"
+    with BulkShard(trace) as shard:
+        shard.write(
+            "kernels",
+            {
+                "kern_id": np.arange(2),
+                "step": np.zeros(2),
+                "kind": "kernel",
+                "name": "gemm",
+                "device": np.zeros(2),
+                "stream": np.zeros(2),
+                "start_ns": np.array([0, 750]),
+                "duration_ns": np.array([250, 250]),
+            },
+        )
+
+    words = " ".join(Page(report(trace)).texts)
+
+    assert "not judged" in words
+    assert "✔ clean" not in words
+    assert "device 0 2 1.00 µs 50.0% 50.0%" in words
+    assert "gemm" in words
 
 
 def test_an_existing_page_is_kept_unless_forced(

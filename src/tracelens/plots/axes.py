@@ -17,11 +17,13 @@ class Axis:
         low: value at the bottom.
         high: value at the top.
         log: logarithmic; both are above zero then.
+        base: ticks are round multiples of it.
     """
 
     low: float
     high: float
     log: bool = False
+    base: float = 1.0
 
     def place(self, value: float) -> float:
         """Return how far up a finite value lies, 0 to 1."""
@@ -38,13 +40,18 @@ class Axis:
             stride = max(1, math.ceil((last - first) / 4))
             powers = range(math.ceil(first - 1e-9), math.floor(last + 1e-9) + 1, stride)
             return [10.0**power for power in powers]
-        return nice_ticks(self.low, self.high)
+        ticks = nice_ticks(self.low / self.base, self.high / self.base)
+        return [tick * self.base for tick in ticks]
 
 
-def axis_of(values: list[float]) -> Axis:
+def axis_of(values: list[float], unit: str = "") -> Axis:
     """Return the axis that shows finite values, with room above and below.
 
     It is logarithmic where positive values span more than two and a half powers of ten.
+
+    Args:
+        values: finite.
+        unit: ``"bytes"`` makes ticks round in powers of 1024.
     """
     if not values:
         return Axis(0.0, 1.0)
@@ -57,7 +64,8 @@ def axis_of(values: list[float]) -> Axis:
         room = abs(high) / 2 or 1.0
         return Axis(low - room, high + room)
     room = (high - low) * 0.06
-    return Axis(0.0 if 0 <= low <= high / 3 else low - room, high + room)
+    base = 1024.0 ** max(int(math.log(high, 1024)), 0) if unit == "bytes" and high >= 1 else 1.0
+    return Axis(0.0 if 0 <= low <= high / 3 else low - room, high + room, base=base)
 
 
 def nice_ticks(low: float, high: float, most: int = 5) -> list[float]:

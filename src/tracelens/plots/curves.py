@@ -108,10 +108,14 @@ def memory_chart(reader: TraceReader, rank: int) -> Chart:
         return Chart("memory", "Memory", missing=missing)
     largest = sorted(curves, key=lambda device: -max(curves[device][1]))[:MAX_CURVES]
     body = Curves(
-        tuple(Curve(device, *curves[device]) for device in largest), unit="bytes", x_unit="ns"
+        tuple(Curve(device, *curves[device]) for device in largest),
+        unit="bytes",
+        x_unit="ns",
+        stairs=True,
     )
     peaks = ", ".join(f"{device} {body.text(max(curves[device][1]))}" for device in largest)
-    return Chart("memory", "Memory", f"Allocated over time. Peak: {peaks}.", body)
+    drawn = "" if len(largest) == len(curves) else f" {len(largest)} of {len(curves)} devices."
+    return Chart("memory", "Memory", f"Allocated over time.{drawn} Peak: {peaks}.", body)
 
 
 def _chart(key: str, title: str, found: dict[str, Curve], names: list[str], missing: str) -> Chart:

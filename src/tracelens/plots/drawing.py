@@ -27,12 +27,12 @@ def text(value: object) -> str:
     return escape(printable(str(value)), quote=True)
 
 
-def figure(chart: Chart, *, table: bool = True) -> str:
+def figure(chart: Chart, *, with_table: bool = True) -> str:
     """Return a chart as an HTML ``figure``; one that the trace lacks as a sentence.
 
     Args:
         chart: what to draw.
-        table: put its numbers beneath, folded.
+        with_table: put its numbers beneath, folded.
     """
     title = f"<h3>{text(chart.title)}</h3>"
     body = chart.body
@@ -47,18 +47,18 @@ def figure(chart: Chart, *, table: bool = True) -> str:
         drawn = _ranking(body)
     caption = f"<figcaption>{text(chart.about)}</figcaption>" if chart.about else ""
     numbers = ""
-    if table and not isinstance(body, Ranking):
+    if with_table and not isinstance(body, Ranking):
         head, rows = table_of(body)
-        numbers = f"<details><summary>As a table</summary>{_table(head, rows)}</details>"
+        numbers = f"<details><summary>As a table</summary>{table(head, rows)}</details>"
     return f"<figure>{title}{caption}{drawn}{numbers}</figure>"
 
 
 def _curves(chart: Chart, body: Curves) -> str:
-    axis = axis_of([value for curve in body.curves for value in curve.finite()])
+    axis = axis_of([value for curve in body.curves for value in curve.finite()], body.unit)
     low = min((curve.xs[0] for curve in body.curves if len(curve.xs)), default=0)
     high = max((curve.xs[-1] for curve in body.curves if len(curve.xs)), default=1)
     width = max(high - low, 1)
-    ys = [(100 * (1 - axis.place(tick)), body.text(tick)) for tick in axis.ticks()]
+    ys = [(100 * (1 - axis.place(tick)), body.tick(tick)) for tick in axis.ticks()]
     most = 3 if body.x_unit else 5
     xs = [
         (100 * (tick - low) / width, body.x_text(tick))
@@ -71,8 +71,8 @@ def _curves(chart: Chart, body: Curves) -> str:
         points = [
             (1000 * (x - low) / width, value) for x, value in zip(*_points(curve), strict=True)
         ]
-        shape = _path([(x, _HEIGHT * (1 - axis.place(v)) if math.isfinite(v) else v)
-                       for x, v in points])  # fmt: skip
+        placed = [(x, _HEIGHT * (1 - axis.place(v)) if math.isfinite(v) else v) for x, v in points]
+        shape = _path(placed, stairs=body.stairs)
         dash = f' stroke-dasharray="{_DASHES[at]}"' if _DASHES[at] else ""
         lines.append(f'<path class="tl-line tl-c{at}" d="{shape}"{dash}/>')
         marks += _marks(points)
@@ -100,15 +100,18 @@ def _points(curve: Curve) -> tuple[list[int], list[float]]:
     return list(thin.xs), list(thin.values)
 
 
-def _path(points: list[tuple[float, float]]) -> str:
-    """Return a polyline that is broken where a value is not finite."""
+def _path(points: list[tuple[float, float]], *, stairs: bool) -> str:
+    """Return a polyline, or stairs, broken where a value is not finite."""
     parts, drawing = [], False
     for at, (x, y) in enumerate(points):
         if not math.isfinite(y):
             drawing = False
             continue
         lonely = not drawing and (at + 1 == len(points) or not math.isfinite(points[at + 1][1]))
-        parts.append(f"{'L' if drawing else 'M'}{x:.1f} {y:.1f}{'h.1' if lonely else ''}")
+        if stairs and drawing:
+            parts.append(f"H{x:.1f}V{y:.1f}")
+        else:
+            parts.append(f"{'L' if drawing else 'M'}{x:.1f} {y:.1f}{'h.1' if lonely else ''}")
         drawing = True
     return "".join(parts)
 
@@ -212,7 +215,13 @@ def _ranking(found: Ranking) -> str:
     )
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Return a table as HTML, which scrolls where it is too wide.
+
+    Args:
+        head: names of the columns.
+        rows: their cells; the first names its row.
+    """
     columns = "".join(f'<th scope="col">{text(name)}</th>' for name in head)
     body = "".join(
         f'<tr><th scope="row">{text(row[0])}</th>'

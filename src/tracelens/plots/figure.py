@@ -99,20 +99,30 @@ def _height(chart: Chart) -> float:
 
 
 def _curves(axes: Any, body: Curves) -> None:
-    axis = axis_of([value for curve in body.curves for value in curve.finite()])
+    axis = axis_of([value for curve in body.curves for value in curve.finite()], body.unit)
     axes.set_yscale("log" if axis.log else "linear")
     axes.set_ylim(axis.low, axis.high)
-    top = body.curves[0].finite() and axis.high
+    if axis.base != 1:
+        axes.set_yticks(axis.ticks())
+    style = "steps-post" if body.stairs else "default"
     for at, curve in enumerate(body.curves):
         thin = thinned(curve, 2000)
         ys = [value if math.isfinite(value) else math.nan for value in thin.values]
         colour = ACCENTS[at % len(ACCENTS)]
-        axes.plot(thin.xs, ys, color=colour, lw=1.4, ls=_STYLES[at], label=_plain(curve.name))
+        axes.plot(
+            thin.xs,
+            ys,
+            color=colour,
+            lw=1.4,
+            ls=_STYLES[at],
+            label=_plain(curve.name),
+            drawstyle=style,
+        )
         bad = [x for x, v in zip(thin.xs, thin.values, strict=True) if not math.isfinite(v)]
         if bad:
-            height = [top or axis.high] * len(bad)
+            height = [axis.high] * len(bad)
             axes.plot(bad, height, "x", color="#b42318", ms=6, clip_on=False, label="not finite")
-    axes.yaxis.set_major_formatter(lambda value, _: body.text(value))
+    axes.yaxis.set_major_formatter(lambda value, _: body.tick(value))
     axes.xaxis.set_major_formatter(lambda value, _: body.x_text(value))
     axes.set_xlabel("time" if body.x_unit else "step", fontsize=8)
     axes.tick_params(labelsize=8)

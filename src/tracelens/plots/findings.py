@@ -20,8 +20,18 @@ _VERDICTS = {
 }
 
 
-def verdict_line(why: Json) -> str:
-    """Return the verdict in a line."""
+def verdict_line(why: Json, *, looked: bool = True) -> str:
+    """Return the verdict in a line.
+
+    Args:
+        why: the verdict (``diagnosis.diagnose``).
+        looked: whether any value was looked at while recording.
+    """
+    if not looked and why.get("verdict") == "clean":
+        return (
+            '<p><span class="tl-state tl-info">● not judged</span> '
+            "the trace holds times, and no value that could be judged</p>"
+        )
     state, word = _VERDICTS.get(str(why.get("verdict")), ("info", str(why.get("verdict"))))
     sentence = (
         "no non-finite value reached anything that matters"

@@ -17,6 +17,7 @@ from tracelens.overview import overview
 from tracelens.plots import findings
 from tracelens.plots.charts import KEYS, charts_of
 from tracelens.plots.drawing import figure, text
+from tracelens.plots.profile import profile_html
 from tracelens.plots.series import Chart, Ranking
 from tracelens.texts import duration
 
@@ -55,37 +56,42 @@ def write_page(
     """
     why = diagnose(reader)
     charts = charts_of(reader, KEYS, rank=rank)
-    page = document(reader, why, charts).encode("utf-8")
+    page = document(reader, why, charts, rank).encode("utf-8")
     with new_file(out_path, force=force) as temporary:
         temporary.write_bytes(page)
     return {
         "path": str(out_path),
         "size_bytes": len(page),
-        "verdict": why["verdict"],
+        "verdict": _verdict(why, charts),
         "charts": [chart.key for chart in charts if not chart.missing],
         "missing": {chart.key: chart.missing for chart in charts if chart.missing},
     }
 
 
-def document(reader: TraceReader, why: dict[str, Any], charts: list[Chart]) -> str:
+def document(
+    reader: TraceReader, why: dict[str, Any], charts: list[Chart], rank: int | None = None
+) -> str:
     """Return the whole page.
 
     Args:
         reader: an open trace.
         why: its verdict (``diagnosis.diagnose``).
         charts: what to draw.
+        rank: whose profile is told; the lowest rank's by default.
     """
     name = reader.path.name.removesuffix(".tltrace")
     seen = overview(reader, top=1)
     drawn = [chart for chart in charts if not chart.missing]
     absent = [chart for chart in charts if chart.missing]
+    looked = _looked(charts)
     wide = [figure(chart) for chart in drawn if not isinstance(chart.body, Ranking)]
     rankings = [figure(chart) for chart in drawn if isinstance(chart.body, Ranking)]
     parts = [
-        f"<header><h1>{text(name)}</h1>{findings.verdict_line(why)}</header>",
+        f"<header><h1>{text(name)}</h1>{findings.verdict_line(why, looked=looked)}</header>",
         _section("First cause", findings.cause(why)),
         _section("Findings", findings.listed(_findings(why, seen["findings"]))),
-        _section("Training", "".join(wide)),
+        _section("Over the run", "".join(wide)),
+        _section("Profile", profile_html(reader, rank)),
         _section("Time", f'<div class="tl-grid2">{"".join(rankings)}</div>' if rankings else ""),
         _section("Run", _facts(reader, seen)),
         _section("Notes", findings.listed(seen["notes"])),
@@ -116,6 +122,16 @@ footer { margin-top: 2.5rem; overflow-wrap: anywhere; }
 def style() -> str:
     """Return the style sheet of everything within the class ``tl``."""
     return (Path(__file__).with_name("style.css")).read_text(encoding="utf-8")
+
+
+def _verdict(why: dict[str, Any], charts: list[Chart]) -> str:
+    verdict = str(why["verdict"])
+    return verdict if _looked(charts) or verdict != "clean" else "not judged"
+
+
+def _looked(charts: list[Chart]) -> bool:
+    """Tell whether any value was looked at while recording."""
+    return not any(chart.key == "nonfinite" and chart.missing for chart in charts)
 
 
 def _findings(why: dict[str, Any], stored: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -39,19 +39,25 @@ class Curves:
         curves: at least one.
         unit: of the values: ``"ns"``, ``"bytes"`` or empty.
         x_unit: ``"ns"``, or empty for steps.
+        stairs: a value holds until the next one.
     """
 
     curves: tuple[Curve, ...]
     unit: str = ""
     x_unit: str = ""
+    stairs: bool = False
 
     def text(self, value: float) -> str:
         """Return a value as text."""
         return UNITS[self.unit](value) if math.isfinite(value) else number(value)
 
+    def tick(self, value: float) -> str:
+        """Return a value on the vertical axis as text: ticks are round."""
+        return self.text(value).replace(".00 ", " ")
+
     def x_text(self, x: float) -> str:
         """Return a position on the horizontal axis as text."""
-        return UNITS[self.x_unit](x) if self.x_unit else f"{x:.0f}"
+        return UNITS[self.x_unit](x).replace(".00 ", " ") if self.x_unit else f"{x:.0f}"
 
 
 @dataclass(frozen=True, slots=True)
