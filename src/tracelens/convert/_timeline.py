@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 _FIRST_PID = 1
 _FIRST_DEVICE_PID = 1 << 20
 _DEVICES = 1 << 10
-_STEPS_TID = 1
-_MARKS_TID = 2
+STEPS_TID = 1
+MARKS_TID = 2
 # Above any thread id of Linux (at most 2**22), so that extra lanes never collide with a thread.
 _FIRST_EXTRA_TID = 1 << 23
 _DEVICE_KINDS = ("device_annotation",)
@@ -146,8 +146,8 @@ class _Rank:
     def write(self) -> int:
         """Write it; return how many ops and kernels there were."""
         self._sink.process(self._pid, f"rank {self._rank}", self._rank * _DEVICES)
-        self._sink.track(self._pid, _STEPS_TID, "steps", -2)
-        self._sink.track(self._pid, _MARKS_TID, "findings", -1)
+        self._sink.track(self._pid, STEPS_TID, "steps", -2)
+        self._sink.track(self._pid, MARKS_TID, "findings", -1)
         links = Links(self._reader, self._rank, self._steps)
         self._write_steps()
         marks = self._marks()
@@ -165,7 +165,7 @@ class _Rank:
                 duration = step.get("duration_ns")
                 duration = max(0, duration) if isinstance(duration, int) else 0
                 what = Slice(f"step {step['step']}", start, duration, "step", args)
-                self._tracks.flat(self._pid, _STEPS_TID, "steps", what)
+                self._tracks.flat(self._pid, STEPS_TID, "steps", what)
 
     def _write_host(self, links: Links, marks: list[dict[str, Any]]) -> tuple[int, dict[int, int]]:
         wanted = {int(mark["op_id"]) for mark in marks if isinstance(mark.get("op_id"), int)}
@@ -271,7 +271,7 @@ class _Rank:
             args = {key: value for key, value in event.items() if key != "t"}
             category = str(event.get("t", "note"))
             what = Slice(mark_name(event), at, None, category, args, scope="p")
-            self._sink.slice(self._pid, _MARKS_TID, what)
+            self._sink.slice(self._pid, MARKS_TID, what)
 
     def _write_counters(self) -> None:
         held: dict[str, int] = {}
@@ -325,16 +325,16 @@ class _Tracks:
     def _track(self, pid: int, key: Any, label: str, lane: int) -> int:
         track = self._named.get((pid, key, lane))
         if track is None:
-            if lane == 0 and key == _STEPS_TID and label == "steps":
-                track = _STEPS_TID
-            elif lane == 0 and isinstance(key, int) and key > _MARKS_TID:
+            if lane == 0 and key == STEPS_TID and label == "steps":
+                track = STEPS_TID
+            elif lane == 0 and isinstance(key, int) and key > MARKS_TID:
                 track = key
             else:
                 track = self._next_extra
                 self._next_extra += 1
             self._named[pid, key, lane] = track
             name = label if lane == 0 else f"{label} (overlapping {lane})"
-            if track != _STEPS_TID:
+            if track != STEPS_TID:
                 self._sink.track(pid, track, name, len(self._named))
         return track
 

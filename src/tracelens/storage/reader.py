@@ -419,6 +419,31 @@ class TraceReader:
 
         return read_columns(self._readers, table, names, rank=rank, steps=steps)
 
+    def column_parts(
+        self,
+        table: str,
+        names: Sequence[str],
+        *,
+        rank: int | None = None,
+        steps: tuple[int | None, int | None] | None = None,
+    ) -> Iterator[pa.Table]:
+        """Yield columns of a table shard by shard, so that one is in memory at a time.
+
+        Args:
+            table: the table.
+            names: its columns.
+            rank: of this rank's shards only, all its attempts.
+            steps: first step and the one after the last, ``None`` where open.
+
+        Raises:
+            ConfigError: there is no such table or column.
+        """
+        from tracelens.storage.columnread import read_columns
+
+        for reader in self._readers:
+            if rank is None or reader.shard.state.rank == rank:
+                yield read_columns([reader], table, names, steps=steps)
+
     def tail(self) -> Tail:
         """Follow a trace that is being written: ``poll()`` returns what is new."""
         from tracelens.storage.tail import Tail
