@@ -64,6 +64,7 @@ def trace(
     tensors: str | Sequence[str] = ("*",),
     tensor_budget_bytes: int = 1 << 30,
     profile: bool = False,
+    sample: bool = False,
     quiet: bool = False,
 ) -> Tracer: ...
 
@@ -79,6 +80,7 @@ def trace(
     tensors: str | Sequence[str] = ("*",),
     tensor_budget_bytes: int = 1 << 30,
     profile: bool = False,
+    sample: bool = False,
     quiet: bool = False,
 ) -> Any:
     """Record a program: a bare decorator, a decorator with arguments, or a context manager.
@@ -99,7 +101,8 @@ def trace(
             once a step); the default takes the best that works here.
         tensors: name pattern, or several, whose values ``capture="tensors"`` keeps.
         tensor_budget_bytes: at most this much tensor data is stored.
-        profile: keep when every op ran and how long, from TensorFlow's own profiler.
+        profile: keep ops, kernels, copies and memory, from the framework's own profiler.
+        sample: keep what the host's Python was doing, 100 times a second, by py-spy.
         quiet: say nothing on stderr at the end.
 
     Raises:
@@ -125,6 +128,7 @@ def trace(
             tensors=(tensors,) if isinstance(tensors, str) else tuple(tensors),
             tensor_budget_bytes=tensor_budget_bytes,
             profile=profile,
+            sample=sample,
             quiet=quiet,
         )
     )
@@ -175,7 +179,9 @@ def watch(module: Value, name: str = "", *, fingerprint_every: int = 0) -> Value
         ConfigError: ``fingerprint_every`` is no count of steps.
     """
     if not isinstance(fingerprint_every, int) or fingerprint_every < 0:
-        raise ConfigError(f"tl.watch: fingerprint_every= must be a count, not {fingerprint_every!r}")
+        raise ConfigError(
+            f"tl.watch: fingerprint_every= must be a count, not {fingerprint_every!r}"
+        )
     session = sessions.current()
     if session is not None:
         session.watch(module, name, fingerprint_every)

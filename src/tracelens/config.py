@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tracelens.errors import ConfigError
 from tracelens.schedules import Schedule
@@ -20,10 +21,12 @@ OVERRIDES = {
     "nonfinite": "TRACELENS_NONFINITE",
     "engine": "TRACELENS_ENGINE",
 }
+SWITCHES = {"profile": "TRACELENS_PROFILE", "sample": "TRACELENS_SAMPLE"}
 DIRECTORY = "TRACELENS_DIR"
 
 _CHOICES = {"capture": CAPTURES, "nonfinite": NONFINITES, "engine": ENGINES}
 _OFF = {"0", "off", "false", "no"}
+_ON = {"1", "on", "true", "yes"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,8 @@ class Config:
             here.
         tensors: glob patterns of tap and module names whose values ``capture="tensors"`` keeps.
         tensor_budget_bytes: at most this much tensor data is stored.
-        profile: keep when every op ran and how long, from the framework's own profiler.
+        profile: keep ops, kernels, copies and memory, from the framework's own profiler.
+        sample: keep what the host's Python was doing, 100 times a second, by py-spy.
         quiet: say nothing on stderr when the session ends.
         frameworks: which backends may start; ``None`` for all that are installed.
         thorough: check also what ops make that can only pass on what they were given, so that
@@ -57,6 +61,7 @@ class Config:
     quiet: bool = False
     frameworks: tuple[str, ...] | None = None
     thorough: bool = False
+    sample: bool = False
 
     def __post_init__(self) -> None:
         for name in _CHOICES:
@@ -87,12 +92,15 @@ class Config:
             'raise'
         """
         environ = os.environ if environ is None else environ
-        changes = {
+        changes: dict[str, Any] = {
             name: _checked(name, environ[variable], f"environment variable {variable}=")
             for name, variable in OVERRIDES.items()
             if environ.get(variable)
         }
-        return replace(self, **changes) if changes else self  # type: ignore[arg-type]
+        for name, variable in SWITCHES.items():
+            if environ.get(variable):
+                changes[name] = _switched(environ[variable], variable)
+        return replace(self, **changes) if changes else self
 
 
 def enabled(environ: Mapping[str, str] | None = None) -> bool:
@@ -117,6 +125,13 @@ def trace_path(value: object) -> Path | None:
     if not isinstance(value, str | os.PathLike) or not os.fspath(value):
         raise ConfigError(f"tl.trace: the path must be a non-empty string or Path, not {value!r}")
     return Path(os.fsdecode(value))
+
+
+def _switched(value: str, variable: str) -> bool:
+    word = value.strip().lower()
+    if word not in _ON | _OFF:
+        raise ConfigError(f"environment variable {variable}={value!r} is neither 1 nor 0")
+    return word in _ON
 
 
 def _checked(name: str, value: object, where: str) -> str:

@@ -11,6 +11,7 @@ from tracelens.errors import NonFiniteError
 
 if TYPE_CHECKING:
     from tracelens.backend import Backend
+    from tracelens.sampling import Sampler
     from tracelens.session import Session
 
 
@@ -28,6 +29,7 @@ class Observers:
         self._session = session
         self._failed: set[tuple[str, str]] = set()
         self._watcher: discovery.ImportWatcher | None = None
+        self._sampler: Sampler | None = None
         self.running: list[Backend] = []
 
     def start(self) -> None:
@@ -43,16 +45,25 @@ class Observers:
                 later.append(framework)
         self._watcher = discovery.ImportWatcher(later, self._imported)
         self._watcher.install()
+        if self._session.config.sample:
+            from tracelens.sampling import Sampler
+
+            self._sampler = Sampler(self._session)
+            self._sampler.start()
 
     def stop(self) -> None:
         """Stop all of them, the last started first."""
         self._unwatch()
+        if self._sampler is not None:
+            self._sampler.stop()
         for backend in reversed(self.running):
             self._ask(backend, "stop")
 
     def abandon(self) -> None:
         """In a forked child: take every hook off and write nothing."""
         self._unwatch()
+        if self._sampler is not None:
+            self._sampler.abandon()
         for backend in self.running:
             try:
                 # `stop` may report what it saw last, into a ring that is the parent's.
@@ -74,6 +85,8 @@ class Observers:
         active = self._session.config.is_active(step)
         for backend in self.running:
             self._ask(backend, "begin_step", step, active=active)
+        if self._sampler is not None:
+            self._sampler.begin_step(step)
 
     def end_step(self, step: int) -> dict[str, Any]:
         """A step ended; return the scalars that backends have for it."""
@@ -93,6 +106,8 @@ class Observers:
         for backend in self.running:
             if hasattr(backend, "after_step"):
                 self._ask(backend, "after_step", step)
+        if self._sampler is not None:
+            self._sampler.after_step(step)
 
     def step_failed(self, error: BaseException) -> None:
         """An exception of the program leaves the running step."""
@@ -103,7 +118,7 @@ class Observers:
         """Return what a decorated call should run, so that a bad step can be replayed."""
         for backend in self.running:
             function = self._ask(backend, "wrap_step", function) or function
-        return function
+        return function if self._sampler is None else self._sampler.tagged(function)
 
     def offer(self, method: str, value: Any, name: str) -> bool:
         """Give a value to the backend whose framework it belongs to; False if there is none.
@@ -123,6 +138,19 @@ class Observers:
         for backend in self.running:
             if hasattr(backend, "fingerprint"):
                 self._ask(backend, "fingerprint", model, name, every)
+
+    def look(self, value: Any) -> dict[str, Any] | None:
+        """Return the fields of a value's sink if it holds a NaN or an Inf, ``{}`` if it is finite.
+
+        A backend may have a method ``look(value)`` that does this for its framework's tensors;
+        ``None`` for what belongs to no backend.
+        """
+        for backend in self.running:
+            if hasattr(backend, "look"):
+                fields: dict[str, Any] | None = self._ask(backend, "look", value)
+                if fields is not None:
+                    return fields
+        return None
 
     def number(self, value: Any, name: str) -> float | None:
         """Return a scalar as a number, ``None`` if it is not one.

@@ -96,7 +96,7 @@ def dump(pid: int, *, subprocesses: bool = False) -> list[Thread]:
     """
     if not is_running(pid):
         raise StacksError(f"no process {pid} is running")
-    tool = _py_spy()
+    tool = py_spy()
     command = [tool, "dump", "--pid", str(pid), "--json", *(["--subprocesses"] * subprocesses)]
     try:
         done = subprocess.run(
@@ -107,7 +107,7 @@ def dump(pid: int, *, subprocesses: bool = False) -> list[Thread]:
     except OSError as error:
         raise StacksError(f"{tool} cannot be run: {error.strerror}") from None
     if done.returncode != 0:
-        raise _reason(pid, done.stderr)
+        raise denial(pid, done.stderr)
     try:
         told = json.loads(done.stdout)
     except ValueError:
@@ -178,7 +178,12 @@ def progress_of(trace: Path, pid: int | None = None) -> Progress:
     return Progress(trace, shard.rank, ended.step, ended, max(0, idle_ns), count)
 
 
-def _py_spy() -> str:
+def py_spy() -> str:
+    """Return where py-spy is.
+
+    Raises:
+        StacksError: it is not installed.
+    """
     beside = Path(sys.executable).with_name("py-spy")
     found = str(beside) if beside.exists() else shutil.which("py-spy")
     if found is None:
@@ -186,7 +191,8 @@ def _py_spy() -> str:
     return found
 
 
-def _reason(pid: int, told: str) -> StacksError:
+def denial(pid: int, told: str) -> StacksError:
+    """Return why py-spy failed on a process, with what to do, from what it told on stderr."""
     text = told.lower()
     if "permission denied" in text or "operation not permitted" in text or "eperm" in text:
         return StacksDenied(

@@ -14,7 +14,7 @@ import pytest
 from recordings import TOY
 
 from trace_builder import dead_pid
-from tracelens.stacks import StacksDenied, _reason, package_of
+from tracelens.stacks import StacksDenied, denial, package_of
 
 PROGRAM = """
 import sys, time
@@ -151,7 +151,7 @@ def test_a_missing_py_spy_is_told_with_how_to_install_it(tmp_path: Path) -> None
 
 def test_a_process_that_may_not_be_read_is_told_with_what_allows_it() -> None:
     told = "Error: Permission denied (os error 13)\nReason: ptrace is restricted"
-    reason = _reason(os.getpid(), told)
+    reason = denial(os.getpid(), told)
     assert isinstance(reason, StacksDenied)
     assert reason.exit_code == 3
     assert "ptrace_scope" in str(reason)

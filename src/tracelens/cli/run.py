@@ -55,7 +55,14 @@ class Run(Command):
             help="show the run while it goes on, in the terminal; its output goes to a file",
         )
         parser.add_argument(
-            "--profile", action="store_true", help="keep when every op ran (TensorFlow's profiler)"
+            "--profile",
+            action="store_true",
+            help="keep ops, kernels, copies and memory, from the framework's own profiler",
+        )
+        parser.add_argument(
+            "--sample",
+            action="store_true",
+            help="keep what the host's Python does, 100 times a second (py-spy)",
         )
         parser.add_argument("-q", "--quiet", action="store_true", help="say nothing at the end")
 
@@ -86,6 +93,7 @@ class Run(Command):
                 schedule=_schedule(options.steps),
                 engine=options.engine,
                 profile=options.profile,
+                sample=options.sample,
                 quiet=options.quiet,
             ),
             opened_by="tracelens run",
@@ -113,6 +121,7 @@ class Run(Command):
         for name in ("engine", "steps"):
             if getattr(options, name) is not None:
                 words += [f"--{name}", str(getattr(options, name))]
+        words += ["--profile"] * options.profile + ["--sample"] * options.sample
         words += {"script": ["--"], "module": ["-m"], "code": ["-c"]}[program.kind]
         words += [program.target, *program.arguments]
         return load_face("tui")(str(path), program=[sys.executable, "-m", "tracelens", *words])

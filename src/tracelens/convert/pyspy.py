@@ -154,9 +154,10 @@ def read_chrome(data: bytes, samples: Samples, problems: list[str]) -> None:
         if stack and now_ns > begin_ns:
             step = next((s for _, _, s in reversed(stack) if s is not None), None)
             texts = [text for text, _, _ in stack]
-            samples.add(
-                f"{key[0]}/{key[1]}", texts, step, duration_ns=now_ns - begin_ns, t_ns=begin_ns
-            )
+            thread = _THREAD.match(texts[0])
+            name = f"{key[0]}/{key[1]}" if thread is None else thread[2] or thread[1]
+            frames = texts if thread is None else texts[1:]
+            samples.add(name, frames, step, duration_ns=now_ns - begin_ns, t_ns=begin_ns)
         since[key] = max(now_ns, begin_ns)
         if event.ph == "B":
             name, step = step_in(event.name)

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tracelens.convert._columns import MISSING, Rows
-from tracelens.storage.bulk import BulkShard
+
+if TYPE_CHECKING:
+    from tracelens.storage.bulk import BulkShard
 
 _MARK = re.compile(r"^(?P<before>(?:.*\.)?)tl_step_(?P<step>\d{1,18})$")
 MARK_SHOWN = "step"
