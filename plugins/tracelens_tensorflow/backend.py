@@ -198,6 +198,18 @@ class TensorFlowBackend:
         self._keras.adopt(model)
         self._keras.on_error = on_error
 
+    def look(self, value: Any) -> dict[str, Any] | None:
+        """Return the fields of a tensor's sink if it holds a non-finite value, else none.
+
+        ``None`` if it is not an eager tensor.
+        """
+        if not _is_eager(value):
+            return None
+        with self._eager.muted():
+            if not tensors.is_bad(value):
+                return {}
+            return hits.sink_fields("", "", 0, value, self._recorder.value_id(value))
+
     def number(self, value: Any, name: str) -> float | None:
         """Return a scalar that the user gave to a step; ``None`` if it is not a tensor."""
         if not _is_eager(value) or value.shape.num_elements() != 1:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tracelens_torch import amp, compiled, data, distributed, rerun, update
+from tracelens.sinks import fields_of
+from tracelens_torch import amp, compiled, data, distributed, nonfinite, rerun, update
 from tracelens_torch.engines import Engine, choose
 from tracelens_torch.hooks import install_updates, mute_printing, names_of, parameters_of
 from tracelens_torch.modules import ModuleNames
@@ -186,6 +187,21 @@ class TorchBackend:
         if rerun.active() is None and engine.check("check", [value.detach()], [name]):
             engine.drain()
         return True
+
+    def look(self, value: Any) -> dict[str, Any] | None:
+        """Return the fields of a tensor's sink if it holds a non-finite value, else none.
+
+        ``None`` if it is not a tensor.
+        """
+        if not isinstance(value, torch.Tensor):
+            return None
+        engine = self._running()
+        with engine.muted():
+            value = value.detach()
+            if not nonfinite.is_nonfinite(value):
+                return {}
+            value_id = engine.value_id(value)
+            return fields_of("", "", 0, value_id, nonfinite.describe(value))
 
     def number(self, value: Any, name: str) -> float | None:
         """Return a scalar that the user gave to a step; ``None`` if it is not a tensor.

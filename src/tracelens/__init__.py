@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         TraceLensError,
     )
     from tracelens.schedules import Schedule, schedule
+    from tracelens.serving import guard
     from tracelens.session import Session
 
 _HOME = {
@@ -39,6 +40,7 @@ _HOME = {
     "TraceLensError": "errors",
     "breakpoint": "api",
     "check": "api",
+    "guard": "serving",
     "load": "api",
     "load_ipython_extension": "notebook",
     "schedule": "schedules",
@@ -59,6 +61,7 @@ __all__ = [
     "TraceLensError",
     "breakpoint",
     "check",
+    "guard",
     "load",
     "schedule",
     "step",
@@ -70,6 +73,8 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     home = _HOME.get(name)
+    if name == "serving":  # `tl.serving.request(...)` without an import of its own
+        return __import__("tracelens.serving", fromlist=[name])
     if home is None:
         raise AttributeError(f"module 'tracelens' has no attribute {name!r}")
     value = getattr(__import__(f"tracelens.{home}", fromlist=[name]), name)

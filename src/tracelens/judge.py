@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from tracelens.errors import NonFiniteError, NonFiniteWarning
@@ -17,6 +18,13 @@ _KEPT_STEPS_BEFORE = 1
 
 _KEPT_MASKED_STEPS = 3
 """Steps kept in flight mode in which a bad value appeared that no sink saw: they name where."""
+
+
+_MAX_ANSWERS = 256
+"""Distinct causes of bad answers that are told: a server may run for ever."""
+
+reported_here: ContextVar[list[dict[str, Any]] | None] = ContextVar("reported_here", default=None)
+"""Where sinks go instead of the judge: a guard puts together what one call of a model reported."""
 
 
 class Judge:
@@ -43,7 +51,10 @@ class Judge:
 
     def add(self, sink: dict[str, Any]) -> None:
         """Remember a sink that a backend reported."""
-        if not self.standing:
+        collected = reported_here.get()
+        if collected is not None:
+            collected.append(sink)
+        elif not self.standing:
             self._pending.append(sink)
 
     def explain(self) -> list[dict[str, Any]]:
@@ -67,6 +78,37 @@ class Judge:
         session.writer.keep(max(0, min(steps) - _KEPT_STEPS_BEFORE), max(steps))
         self.findings.extend(found)
         return found
+
+    def explain_answer(self, sink: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Explain one sink now, apart from those that wait.
+
+        Returns:
+            Its finding, and the first finding with that cause, whose ``count`` was raised: the
+            same one if it is new. Then it is in the trace, with its ops.
+        """
+        from tracelens.analysis import cause
+        from tracelens.analysis.live import RingOps
+
+        session = self._session
+        source = RingOps(session.writer.committed(), session.writer.strings, rank=session.rank)
+        finding = cause.explain(source, sink, context=session.context())
+        known = self._seen.get(_key(sink, finding))
+        if known is not None:
+            known["count"] += 1
+            return finding, known
+        finding["count"] = 1
+        if len(self.findings) < _MAX_ANSWERS:
+            self._seen[_key(sink, finding)] = finding
+            self.findings.append(finding)
+            self._announced = len(self.findings)  # the guard says it
+            session.writer.event("sink", **sink)
+            session.writer.event("finding", **finding)
+            step = int(sink["step"])
+            first = (finding.get("first_cause") or {}).get("step")
+            if isinstance(first, int) and 0 <= first < step:
+                session.writer.keep(first, first)
+            session.writer.keep(max(0, step - _KEPT_STEPS_BEFORE), step)
+        return finding, finding
 
     def keep_masked(self, step: int) -> None:
         """Keep the ops of a step that made bad values, so that ``why`` can tell where they are.

@@ -209,6 +209,22 @@ class Session:
             self._steps.mark(scalars)
             self.judge.act()
 
+    def next_request(self) -> None:
+        """Serving: what follows has a number of its own, and no step is written for it."""
+        with self._lock:
+            self._steps.next_unwritten()
+
+    def explain_answer(self, sink: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Explain a bad answer now; return its finding, and the first one with that cause.
+
+        Args:
+            sink: fields of a ``sink`` event.
+        """
+        with self._lock:
+            sink.setdefault("step", self.current_step)
+            sink.setdefault("t_ns", self.writer.now_ns())
+            return self.judge.explain_answer(sink)
+
     @property
     def clock(self) -> Steps:
         """The step clock, for callbacks of libraries that drive the training (`training`)."""

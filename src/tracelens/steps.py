@@ -23,6 +23,9 @@ middle of a step costs far more than its own time. A killed process may lose tha
 their ops are in the ring."""
 
 
+_TOLD_EVERY = 256
+
+
 class Mark(IntEnum):
     """What ends a step, weakest first."""
 
@@ -128,6 +131,18 @@ class Steps:
         self._started_ns += writer.now_ns() - aside.started_ns
         # The id that was asked for when it began is not one of the step's ops either.
         self._first_op_id += writer.reserve_op_id() - aside.first_op_id + 1
+
+    def next_unwritten(self) -> None:
+        """What follows has the next number; nothing is written of it, and no step ends.
+
+        Now and then backends tell what they have seen, so that they do not collect it for ever.
+        """
+        self._mark = Mark.EXPLICIT
+        if self.current % _TOLD_EVERY == _TOLD_EVERY - 1:
+            self._tell_so_far()
+            self._told = {}
+        self.current += 1
+        self._session.observers.begin_step(self.current)
 
     def drop_running(self) -> None:
         """What happened since the last step was marked is no step."""
