@@ -156,7 +156,7 @@ def test_a_profile_is_told_with_the_use_of_its_device_and_is_not_called_clean(
 
     assert "not judged" in words
     assert "✔ clean" not in words
-    assert "device 0 2 1.00 µs 50.0% 50.0%" in words
+    assert "2 1.00 µs 50.0% 50.0%" in words
     assert "gemm" in words
 
 
