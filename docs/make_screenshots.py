@@ -62,7 +62,7 @@ def entropy(logits: torch.Tensor) -> torch.Tensor:
 torch.manual_seed(0)
 model = tl.watch(Classifier())
 optimizer = torch.optim.SGD(model.parameters(), lr=0.35)
-with tl.trace("run.tltrace", capture="tensors", quiet=True) as session:
+with tl.trace("run.tltrace", capture="tensors", profile=True, quiet=True) as session:
     for step in range(24):
         x = torch.randn(32, 24)
         labels = (x.sum(1) > 0).long()
@@ -79,6 +79,7 @@ PICTURES: dict[str, Sequence[str]] = {
     "tensor": ("]", "3", *["down"] * 9),
     "timeline": ("]", "4"),
     "modules": ("]", "2"),
+    "profile": ("7", "right", "right", "v", "v", "v"),
 }
 """Name of a picture -> the keys that lead to it."""
 

@@ -48,6 +48,7 @@ _SCREEN_KEYS = (
     Key("screen.timeline", "4", "screen('timeline')", "timeline: curves over steps, lanes in one"),
     Key("screen.findings", "5", "screen('findings')", "findings, the worst first"),
     Key("screen.compare", "6", "screen('compare')", "compare two traces"),
+    Key("screen.profile", "7", "screen('profile')", "profile: where time and memory went"),
     Key("screen.runs", "0", "screen('runs')", "runs of this directory"),
     Key("line", "colon", "prompt(':')", "type a command"),
     Key("filter.clear", "F", "clear_filter", "show all ops again"),

@@ -16,6 +16,10 @@ _OPS = """
 _KERNELS = """
     SELECT op_id, name, kind, device, stream, start_ns, duration_ns FROM kernels
     WHERE rank = {rank} AND step = {step} ORDER BY start_ns LIMIT 200000"""
+_SPANS = """
+    SELECT coalesce(op_id, -1), name, kind, tid, start_ns, duration_ns FROM spans
+    WHERE rank = {rank} AND step = {step} AND kind IN ('data', 'runtime', 'sync')
+    ORDER BY start_ns LIMIT 200000"""
 
 FILLS = {"forward": "█", "backward": "▓", "optimizer": "▒", "data": "░", "kernel": "█"}
 """One fill for each phase: they differ without colour too."""
@@ -70,7 +74,8 @@ def read(reader: TraceReader, step: int, rank: int) -> StepLanes:
     where = {"rank": int(rank), "step": int(step)}
     ops = reader.sql(_OPS.format(**where))
     kernels = reader.sql(_KERNELS.format(**where))
-    starts = [row[4] for row in ops] + [row[5] for row in kernels]
+    spans = reader.sql(_SPANS.format(**where))
+    starts = [row[4] for row in (*ops, *spans)] + [row[5] for row in kernels]
     if not starts:
         return StepLanes(step, [], 0, False)
     begin = min(starts)
@@ -80,6 +85,10 @@ def read(reader: TraceReader, step: int, rank: int) -> StepLanes:
         label = phase if len(threads) == 1 else f"{phase} t{threads.index(tid)}"
         item = (start - begin, spent, op_id, name, bool(nan or inf))
         groups.setdefault((label, phase), []).append(item)
+    for op_id, name, kind, _, start, spent in spans:
+        # Lanes of ops have the phase "data" too; those are of tensors, this is the loader.
+        label = "loading" if kind == "data" else kind
+        groups.setdefault((label, kind), []).append((start - begin, spent, op_id, name, False))
     for op_id, name, kind, device, stream, start, spent in kernels:
         label = f"gpu{device} s{stream}" if kind == "kernel" else f"gpu{device} {kind}"
         item = (start - begin, spent, -1 if op_id is None else op_id, name, False)

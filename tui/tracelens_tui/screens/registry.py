@@ -14,6 +14,7 @@ _CLASSES = {
     "timeline": "TimelineScreen",
     "findings": "FindingsScreen",
     "compare": "CompareScreen",
+    "profile": "ProfileScreen",
 }
 
 SCREEN_NAMES = tuple(_CLASSES)

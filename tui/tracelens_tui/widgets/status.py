@@ -15,6 +15,7 @@ SCREENS = (
     ("4", "timeline"),
     ("5", "findings"),
     ("6", "compare"),
+    ("7", "profile"),
     ("0", "runs"),
 )
 """Key and name of every screen, in the order of the tabs."""
@@ -75,7 +76,7 @@ class Tabs(Static):
         for key, name in SCREENS:
             style = "reverse bold" if name == current else ""
             # A link, not a widget each: one line of text is cheap to draw.
-            piece = Text(f" {key} {name} ", style)
+            piece = Text(f"{key} {name} ", style)
             piece.apply_meta({"@click": f"app.screen('{name}')"})
             text.append_text(piece)
         super().__init__(text)
