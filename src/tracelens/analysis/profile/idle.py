@@ -13,8 +13,9 @@ from tracelens.analysis.profile.data import ProfileData
 from tracelens.analysis.profile.intervals import EMPTY, Intervals, Ints, shares, union
 from tracelens.analysis.profile.launch_links import is_sync, launch_rows, stream_order
 
-CONSECUTIVE_DELAY_NS = 30
-"""HTA's default: a gap shorter than this between queued kernels is the device's own delay."""
+CONSECUTIVE_DELAY_NS = 30_000
+"""HTA's default: a gap shorter than this between queued kernels is the device's own delay. HTA says
+30 ns, and compares 30 with microseconds."""
 
 REASONS = ("data", "sync", "runtime", "ops", "other_host", "kernel_wait", "unknown")
 """Why a device was idle; ``idle`` defines them."""

@@ -124,12 +124,15 @@ def test_a_gap_before_work_of_unknown_launch_is_unknown(build: ProfileBuilder, p
 
 
 def test_stream_gaps_are_sorted_as_hta_sorts_them(build: ProfileBuilder, path: Path) -> None:
-    build.launched("a", (0, 5), (10, 100))
-    build.launched("b", (50, 55), (120, 200))  # queued, the gap of 20 is below 30
-    build.launched("c", (250, 255), (300, 400))  # launched after b had ended
-    build.launched("d", (260, 265), (500, 600))  # queued, and yet 100 later
+    us = 1000
+    build.launched("a", (0, 5), (10, 100 * us))
+    build.launched("b", (50, 55), (120 * us, 200 * us))  # queued, the gap of 20 µs is below 30
+    build.launched("c", (250 * us, 255 * us), (300 * us, 400 * us))  # launched after b had ended
+    build.launched("d", (260 * us, 265 * us), (500 * us, 600 * us))  # queued, and yet 100 µs later
     (stream,) = stream_idle(build.load(path))
-    assert (stream.host_wait_ns, stream.kernel_wait_ns, stream.other_ns) == (100, 20, 100)
+    assert stream.host_wait_ns == 100 * us
+    assert stream.kernel_wait_ns == 20 * us
+    assert stream.other_ns == 100 * us
 
 
 @settings(
