@@ -38,12 +38,25 @@ def engine() -> tuple[str, Path]:
     return node, bundles[-1].parent
 
 
-def query(trace: Path, *statements: str) -> list[list[tuple[Any, ...]]]:
+_COMPLAINTS = (
+    "SELECT name, value FROM stats WHERE value > 0 AND (severity IN ('error', 'data_loss')"
+    " OR name GLOB '*drop*' OR name GLOB '*fail*' OR name GLOB '*overlap*')"
+)
+
+
+def judge(trace: Path, *statements: str) -> list[list[tuple[Any, ...]]]:
     """Load a trace and return the rows of each statement.
 
     Raises:
-        AssertionError: it cannot be loaded, or a statement fails.
+        AssertionError: it cannot be loaded, something of it was dropped or is wrong, or a
+            statement fails.
     """
+    complaints, *results = _query(trace, _COMPLAINTS, *statements)
+    assert complaints == []
+    return results
+
+
+def _query(trace: Path, *statements: str) -> list[list[tuple[Any, ...]]]:
     node, folder = engine()
     requests = [_request(*each) for each in _requests(trace, statements)]
     framed = b"".join(struct.pack("<I", len(each)) + each for each in requests)
@@ -64,15 +77,6 @@ def query(trace: Path, *statements: str) -> list[list[tuple[Any, ...]]]:
             elif field == 5:
                 raise AssertionError(text(value))
     return results[:-1]
-
-
-def complaints(trace: Path) -> list[tuple[Any, ...]]:
-    """Return what went wrong when a trace was loaded: errors, and slices that were dropped."""
-    return query(
-        trace,
-        "SELECT name, value FROM stats WHERE value > 0 AND (severity IN ('error', 'data_loss')"
-        " OR name GLOB '*drop*' OR name GLOB '*fail*' OR name GLOB '*overlap*')",
-    )[0]
 
 
 def _requests(trace: Path, statements: tuple[str, ...]) -> Iterator[tuple[int, int, bytes]]:
