@@ -88,13 +88,15 @@ class Steps:
         self._first_op_id = session.writer.reserve_op_id()
         session.observers.begin_step(self.current)
 
-    def start_at(self, step: int) -> None:
-        """Every step is marked from now on; the running one has this number.
+    def start_at(self, step: int, *, marked: bool = True) -> None:
+        """The running step has this number.
 
         Args:
             step: a number behind the running one's is not taken: numbers only grow.
+            marked: every step is marked with `mark` from now on; backends mark none.
         """
-        self._mark = Mark.EXPLICIT
+        if marked:
+            self._mark = Mark.EXPLICIT
         if step > self.current:
             self.current = step
             if self.running:

@@ -95,13 +95,14 @@ class Training:
         return True
 
     @hook
-    def start_at(self, step: int) -> None:
-        """Every step is marked from now on, and the running one has this number.
+    def start_at(self, step: int, *, marked: bool = True) -> None:
+        """The running step has this number.
 
         Args:
             step: how many steps earlier runs of this training made (from a checkpoint).
+            marked: the callback marks every step from now on; the framework's plugin marks none.
         """
-        self._open().clock.start_at(step)
+        self._open().clock.start_at(step, marked=marked)
 
     @hook
     def step(self, scalars: Mapping[str, Any]) -> None:
