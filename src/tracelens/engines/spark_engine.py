@@ -10,41 +10,27 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import shutil
 import tempfile
 import threading
 import time
 import warnings
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tracelens.engines.spark_sql import check, short
+from tracelens.engines.spark_views import SparkViews
 from tracelens.errors import ConfigError, TraceError
-from tracelens.storage import views
 from tracelens.storage.catalog import Catalog, open_catalog
 from tracelens.storage.sql import QueryRefused, QueryResult
-from tracelens.storage.tables import RUN_TABLES, SHARD_TABLES, TABLES
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import SparkSession
 
     from tracelens.storage.reader import TraceReader
     from tracelens.storage.sql import Row
 
-SPARK_TYPES = {
-    "int32": "INT",
-    "int64": "BIGINT",
-    "float32": "FLOAT",
-    "float64": "DOUBLE",
-    "bool": "BOOLEAN",
-    "string": "STRING",
-    "dictionary": "STRING",
-    "list<int64>": "ARRAY<BIGINT>",
-}
-"""Column types of ``storage.tables`` -> Spark's names of them."""
-
+_AGAIN_S = 0.2
 _SETTINGS = {
     "spark.app.name": "tracelens",
     "spark.ui.enabled": "false",
@@ -58,7 +44,13 @@ _SETTINGS = {
     # Below this, files are looked at from here; a job of its own takes longer.
     "spark.sql.sources.parallelPartitionDiscovery.threshold": "5000",
 }
-_QUIET = "rootLogger.level = off\n"
+# Without an appender Spark takes the configuration for none, and puts its own in its place.
+_QUIET = """
+appender.none.type = Null
+appender.none.name = none
+rootLogger.level = off
+rootLogger.appenderRef.none.ref = none
+"""
 _LOCAL_SETTINGS = {
     # A laptop's worth of rows is soonest grouped by few tasks, and nobody outside need reach them.
     "spark.sql.shuffle.partitions": "8",
@@ -90,13 +82,17 @@ class SparkEngine:
         self._warehouse = tempfile.mkdtemp(prefix="tracelens-spark-")
         self._shared = False
         logging.getLogger("SQLQueryContextLogger").disabled = True  # its errors are ours to tell
-        self._spark = self._session(master)
-        self._known: set[str] = set()
+        try:
+            self._spark = self._session(master)
+        except BaseException:
+            shutil.rmtree(self._warehouse, ignore_errors=True)
+            raise
+        self._views = SparkViews(self._spark, self._catalog)
 
     def rows(self, sql: str) -> list[Row]:
         """Run one of our own queries and return its rows."""
         try:
-            self._make_views(sql)
+            self._views.make(sql)
             return [tuple(row) for row in self._spark.sql(sql).collect()]
         except Exception as error:
             raise TraceError(f"the trace could not be read by Spark: {short(error)}") from None
@@ -105,16 +101,22 @@ class SparkEngine:
         """Run a person's SELECT, at most so many rows and seconds."""
         started = time.perf_counter_ns()
         check(self._spark, text)
-        late = threading.Event()
+        late, done = threading.Event(), threading.Event()
+        context, group = self._spark.sparkContext, f"tracelens-{time.monotonic_ns()}"
 
-        def stop() -> None:
-            late.set()
-            self._spark.sparkContext.cancelAllJobs()
+        def watch() -> None:
+            pause = timeout_s
+            # A query that is still being planned has no job to cancel yet, so once is not enough.
+            while not done.wait(pause):
+                pause = _AGAIN_S
+                late.set()
+                context.cancelJobGroup(group)
 
-        timer = threading.Timer(timeout_s, stop)
-        timer.start()
+        context.setJobGroup(group, "a query on a trace", interruptOnCancel=True)
+        watchdog = threading.Thread(target=watch, name="tracelens-query", daemon=True)
+        watchdog.start()
         try:
-            self._make_views(text)
+            self._views.make(text)
             frame = self._spark.sql(text)
             types = tuple(kind for _, kind in frame.dtypes)
             found = [tuple(row) for row in frame.limit(limit + 1).collect()]
@@ -124,7 +126,8 @@ class SparkEngine:
                 raise QueryRefused(message) from None
             raise QueryRefused(short(error)) from None
         finally:
-            timer.cancel()
+            done.set()
+            watchdog.join()
         return QueryResult(
             columns=tuple(frame.columns),
             types=types,
@@ -141,19 +144,6 @@ class SparkEngine:
                 self._spark.stop()
         shutil.rmtree(self._warehouse, ignore_errors=True)
 
-    def _make_views(self, sql: str) -> None:
-        """Make the tables and views that a query may name: listing files takes Spark a while."""
-        for word in {word.lower() for word in re.findall(r"\w+", sql)} - self._known:
-            if word in views.DERIVED_VIEWS:
-                body = views.DERIVED_VIEWS[word]
-                self._make_views(body)
-                self._spark.sql(body).createOrReplaceTempView(word)
-            elif word in SHARD_TABLES:
-                self._frame(word).createOrReplaceTempView(word)
-            elif word in RUN_TABLES:
-                self._run_frame(word).createOrReplaceTempView(word)
-            self._known.add(word)
-
     def _session(self, master: str) -> SparkSession:
         if master.startswith("sc://"):
             raise ConfigError(
@@ -166,6 +156,7 @@ class SparkEngine:
             raise ConfigError(
                 "the spark engine needs PySpark: pip install 'tracelens-toolkit[spark]'"
             ) from None
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"pyspark\..*")
         active = SparkSession.getActiveSession()
         if active is not None:
             # A program's own session keeps its settings; views of ours are in a session beside it.
@@ -195,48 +186,6 @@ class SparkEngine:
             raise ConfigError(f"Spark did not start on {master}: {short(error)}") from None
         session.sparkContext.setLogLevel("OFF")
         return session
-
-    def _frame(self, table: str) -> DataFrame:
-        columns = TABLES[table]
-        schema = ", ".join(f"`{c.name}` {SPARK_TYPES[c.type]}" for c in columns)
-        schema += ", shard STRING"
-        files = [
-            str(file.path)
-            for shard in self._catalog.shards
-            for file in shard.segments.get(table, ())
-        ]
-        if not files:
-            nulls = ", ".join(f"CAST(NULL AS {SPARK_TYPES[c.type]}) AS `{c.name}`" for c in columns)
-            return self._spark.sql(f"SELECT CAST(NULL AS STRING) AS shard, {nulls} WHERE false")
-        base = self._catalog.run_dir / table
-        frame = (
-            self._spark.read.schema(schema)
-            # Names of directories are no patterns, whatever characters they hold.
-            .option("__globPaths__", "false")
-            .option("basePath", _local(base))
-            .parquet(*(_local(Path(file)) for file in files))
-        )
-        return frame.select("shard", *(c.name for c in columns))
-
-    def _run_frame(self, table: str) -> DataFrame:
-        import pyarrow as pa
-
-        rows: list[dict[str, Any]] = []
-        for shard in self._catalog.shards:
-            state = asdict(shard.state)
-            segments = state.pop("segments")
-            rows += [state] if table == "shards" else [{"shard": shard.name, **s} for s in segments]
-        fields = [(c.name, pa.int64() if "int" in c.type else pa.string()) for c in TABLES[table]]
-        found = pa.Table.from_pylist(rows, schema=pa.schema(fields))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the pandas that is installed, which is not used
-            frame = self._spark.createDataFrame(found)
-        types = (f"CAST(`{c.name}` AS {SPARK_TYPES[c.type]}) AS `{c.name}`" for c in TABLES[table])
-        return frame.selectExpr(*types)
-
-
-def _local(path: Path) -> str:
-    return f"file://{path}"
 
 
 def _left_out(catalog: Catalog) -> list[str]:
