@@ -61,7 +61,7 @@ def _steps(found: Json, options: argparse.Namespace) -> str:
     lines = [] if found["marked"] else ["No step was marked: the whole trace is taken as one."]
     if not found["has_device"]:
         lines.append(NO_DEVICE)
-    lines.append(_split_table(found["whole"], found["aligned"]))
+    lines.append(_split_table(found["whole"], found["aligned"] if found["has_device"] else None))
     if found["has_device"] and found["marked"]:
         lines.append(
             "aligned: with each step ending when its last kernel does, as torch_tb_profiler counts"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from tracelens.cli._command import Command, add_json, add_trace
@@ -108,14 +109,13 @@ def _rank(reader: TraceReader, wanted: int | None) -> int:
     return wanted
 
 
-def _others(data: ProfileData) -> list[ProfileData]:
+def _others(data: ProfileData) -> Iterator[ProfileData]:
+    """Yield the other ranks, one in memory at a time."""
     from tracelens.analysis.profile.data import load_profile
 
-    return [
-        load_profile(data.reader, rank, data.selected)
-        for rank in data.reader.ranks()
-        if rank != data.rank
-    ]
+    for rank in data.reader.ranks():
+        if rank != data.rank:
+            yield load_profile(data.reader, rank, data.selected)
 
 
 def _limits(data: ProfileData, options: argparse.Namespace) -> DeviceLimits | None:
@@ -192,7 +192,7 @@ def _comm(data: ProfileData, options: argparse.Namespace) -> Any:
 
     return {
         "rank": _json(communication(data)),
-        "ranks": _json(compare_ranks([data, *_others(data)], top=options.top)),
+        "ranks": _json(compare_ranks(chain([data], _others(data)), top=options.top)),
     }
 
 

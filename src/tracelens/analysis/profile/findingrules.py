@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -288,9 +288,9 @@ def memory_use(data: ProfileData) -> Iterator[Json]:
             )
 
 
-def stragglers(profiles: Sequence[ProfileData], split: StepsAnswer) -> Iterator[Json]:
+def stragglers(profiles: Iterable[ProfileData], split: StepsAnswer) -> Iterator[Json]:
     """A rank that the others wait for."""
-    answer = compare_ranks(profiles) if len(profiles) > 1 else None
+    answer = compare_ranks(profiles)
     if answer is None or answer.straggler is None:
         return
     yield _finding(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 from tracelens.analysis.profile import findingrules as rules
@@ -17,7 +18,7 @@ def profile_findings(
     data: ProfileData,
     *,
     limits: DeviceLimits | None = None,
-    others: Sequence[ProfileData] = (),
+    others: Iterable[ProfileData] = (),
 ) -> list[Json]:
     """Return findings about speed and memory, the greatest possible gain first.
 
@@ -44,7 +45,7 @@ def profile_findings(
         *rules.below_roof(data, limits, split),
         *rules.slow_steps(split),
         *rules.memory_use(data),
-        *rules.stragglers([data, *others], split),
+        *rules.stragglers(chain([data], others), split),
     ]
     for finding in found:
         finding["rank"] = data.rank

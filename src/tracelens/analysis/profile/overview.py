@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ def profile_overview(
     *,
     top: int = 5,
     limits: DeviceLimits | None = None,
-    others: Sequence[ProfileData] = (),
+    others: Iterable[ProfileData] = (),
 ) -> Json:
     """Return the first page of a profile, JSON-ready; times in ns.
 

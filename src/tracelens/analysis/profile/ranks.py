@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from tracelens.analysis.profile.answer import Answer
 from tracelens.analysis.profile.collectives import Collectives, collectives
 from tracelens.analysis.profile.data import ProfileData
-from tracelens.analysis.profile.intervals import union
+from tracelens.analysis.profile.intervals import Ints, union
 
 STRAGGLER_SHARE = 0.5
 """A rank that is the last in more than half of the collectives is a straggler."""
@@ -71,7 +71,7 @@ class RanksAnswer(Answer):
         matched: collectives found on every rank of their group.
         skewed: the most skewed of them.
         straggler: the rank that the others wait for; ``None`` if there is none.
-        waited_ns: time that the other ranks waited for it, the mean of them.
+        waited_ns: time that it was waited for: of each collective the longest wait of a rank.
         waited_share: of their steps (of the time between their first and last collective, where no
             step is marked).
     """
@@ -84,19 +84,41 @@ class RanksAnswer(Answer):
     waited_share: float
 
 
-def compare_ranks(profiles: Sequence[ProfileData], *, top: int = 10) -> RanksAnswer | None:
+@dataclass(frozen=True)
+class _Rank:
+    """What is kept of a rank: little, so that many ranks can be compared."""
+
+    rank: int
+    found: Collectives | None
+    step_ns: Ints | None
+
+    @property
+    def length_ns(self) -> int:
+        """Its steps, or the time from its first collective to the end of its last."""
+        if self.step_ns is not None:
+            return int(self.step_ns.sum())
+        if self.found is None:
+            return 0
+        ends = self.found.start_ns + self.found.duration_ns
+        return int(ends.max() - self.found.start_ns.min())
+
+
+def compare_ranks(profiles: Iterable[ProfileData], *, top: int = 10) -> RanksAnswer | None:
     """Compare the ranks of a run; ``None`` if fewer than two of them have collectives.
 
     The n-th collective of a process group on one rank is the n-th on every other. All ranks leave
     a collective at nearly the same time, so the rank whose collective is the shortest came last,
     and each rank waited ``its duration - the shortest duration``: that needs no common clock.
+
+    Args:
+        profiles: one a rank; a generator keeps only one in memory at a time.
+        top: the most skewed collectives to return.
     """
-    found = {data.rank: c for data in profiles if (c := collectives(data)) is not None}
+    ranks = [_kept(data) for data in profiles]
+    found = {one.rank: one.found for one in ranks if one.found is not None}
     if len(found) < 2:
         return None
-    waits: dict[int, int] = dict.fromkeys(found, 0)
-    caused: dict[int, int] = dict.fromkeys(found, 0)
-    last: dict[int, int] = dict.fromkeys(found, 0)
+    waits, caused, last = (dict.fromkeys(found, 0) for _ in range(3))
     skewed, matched = [], 0
     for (group, number), members in _matches(found).items():
         if len(members) < 2 or len({found[rank].name[at] for rank, at in members.items()}) > 1:
@@ -109,17 +131,21 @@ def compare_ranks(profiles: Sequence[ProfileData], *, top: int = 10) -> RanksAns
             waits[rank] += length - times[latest]
         last[latest] += 1
         caused[latest] += longest
-        of_last = found[latest]
-        at = members[latest]
+        of_last, at = found[latest], members[latest]
         skewed.append(
             SkewedCollective(
                 int(of_last.step[at]), of_last.name[at], group, number, longest, latest
             )
         )
-    lines = tuple(_line(data, found, waits, last) for data in profiles)
-    straggler, waited, share = _straggler(profiles, found, caused, last, matched)
+    lines = tuple(_line(one, waits, last) for one in ranks)
+    straggler, waited, share = _straggler(ranks, caused, last, matched)
     skewed.sort(key=lambda collective: -collective.skew_ns)
     return RanksAnswer(lines, matched, tuple(skewed[:top]), straggler, waited, share)
+
+
+def _kept(data: ProfileData) -> _Rank:
+    steps = data.steps if data.reader.steps(rank=data.rank) else None
+    return _Rank(data.rank, collectives(data), steps.duration_ns if steps is not None else None)
 
 
 def _matches(found: dict[int, Collectives]) -> dict[tuple[str, int], dict[int, int]]:
@@ -133,38 +159,26 @@ def _matches(found: dict[int, Collectives]) -> dict[tuple[str, int], dict[int, i
     return matches
 
 
-def _line(
-    data: ProfileData, found: dict[int, Collectives], waits: dict[int, int], last: dict[int, int]
-) -> RankLine:
-    steps, own = data.steps, found.get(data.rank)
+def _line(one: _Rank, waits: dict[int, int], last: dict[int, int]) -> RankLine:
+    own, steps = one.found, one.step_ns
     comm = union(own.start_ns, own.start_ns + own.duration_ns).total if own else 0
     return RankLine(
-        data.rank,
-        len(steps) if steps.marked else 0,
-        int(np.median(steps.duration_ns)) if steps.marked else None,
+        one.rank,
+        len(steps) if steps is not None else 0,
+        int(np.median(steps)) if steps is not None else None,
         comm,
-        waits.get(data.rank, 0),
-        last.get(data.rank, 0),
+        waits.get(one.rank, 0),
+        last.get(one.rank, 0),
     )
 
 
 def _straggler(
-    profiles: Sequence[ProfileData],
-    found: dict[int, Collectives],
-    caused: dict[int, int],
-    last: dict[int, int],
-    matched: int,
+    ranks: Sequence[_Rank], caused: dict[int, int], last: dict[int, int], matched: int
 ) -> tuple[int | None, int, float]:
     """Return the rank that cost most, what others waited for it, and that share of their time."""
     worst = max(caused, key=lambda rank: caused[rank])
-    spans = []
-    for data in profiles:
-        if data.rank in found and data.rank != worst:
-            own = found[data.rank]
-            ends = own.start_ns + own.duration_ns
-            whole = int(ends.max() - own.start_ns.min())
-            spans.append(int(data.steps.duration_ns.sum()) if data.steps.marked else whole)
-    length = sum(spans) / len(spans) if spans else 0
+    lengths = [one.length_ns for one in ranks if one.found is not None and one.rank != worst]
+    length = sum(lengths) / len(lengths) if lengths else 0
     share = caused[worst] / length if length else 0.0
     total = sum(caused.values())
     is_one = (
