@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tracelens.convert.importers import Result, importer_of
+from tracelens.convert.importers import Result, files_importer_of, importer_of
 
 if TYPE_CHECKING:
     from tracelens.storage.writer import ShardWriter
@@ -18,7 +18,7 @@ _LOOKED_AT = 1 << 17
 
 
 def import_recording(
-    path: Path,
+    path: Path | Sequence[Path],
     out_path: Path,
     *,
     importer: str | None = None,
@@ -28,7 +28,7 @@ def import_recording(
     """Write another tool's recording as a trace.
 
     Args:
-        path: its file or folder.
+        path: its file or folder; several files are the ranks of one trace.
         out_path: the trace to be made.
         importer: a key of ``IMPORTERS``; told by what lies at the path if absent.
         force: replace a trace that is there.
@@ -38,6 +38,11 @@ def import_recording(
         TraceError: nothing there can be imported.
         ConfigError: ``out_path`` exists.
     """
+    paths = [path] if isinstance(path, Path) else list(path)
+    if len(paths) > 1:
+        several = files_importer_of(paths, importer)
+        return several(paths, out_path, force=force, progress=progress, explain=_explain)
+    path = paths[0]
     convert = importer_of(path, importer)
     return convert(path, out_path, force=force, progress=progress, explain=_explain)
 

@@ -15,7 +15,8 @@ from tracelens.errors import EXIT_OK
 class Import(Command):
     """Turn another tool's recording into a trace, so that every verb works on it.
 
-    Reads the folder that tfdbg v2 (tf.debugging.experimental.enable_dump_debug_info) writes.
+    Reads profiles of PyTorch (Kineto's JSON, one file a rank), of TensorFlow and JAX (XPlane), of
+    Nsight Systems, py-spy and speedscope, memory snapshots of PyTorch, and tfdbg v2 folders.
     What is damaged is left out and told; the rest is imported.
     """
 
@@ -23,9 +24,14 @@ class Import(Command):
         """Declare the recording and the trace."""
         from tracelens.convert.importers import IMPORTERS
 
-        parser.add_argument("recording", metavar="PATH", help="the other tool's file or folder")
         parser.add_argument(
-            "-o", "--output", metavar="TRACE", help="default: the recording's name, .tltrace"
+            "recordings",
+            metavar="PATH",
+            nargs="+",
+            help="the other tool's file or folder; several files are the ranks of one run",
+        )
+        parser.add_argument(
+            "-o", "--output", metavar="TRACE", help="default: the first one's name, .tltrace"
         )
         parser.add_argument(
             "--from",
@@ -40,11 +46,11 @@ class Import(Command):
         """Write the trace; its path is the output."""
         from tracelens.importing import import_recording
 
-        recording = Path(options.recording)
-        target = Path(options.output or f"{recording.resolve().name}.tltrace")
+        recordings = [Path(each) for each in options.recordings]
+        target = Path(options.output or f"{recordings[0].resolve().name}.tltrace")
         with progress_bar("import") as progress:
             result = import_recording(
-                recording,
+                recordings,
                 target,
                 importer=options.importer,
                 force=options.force,

@@ -5,7 +5,7 @@ A further importer is one line here and a module with `sniff` and `convert`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol
@@ -21,6 +21,7 @@ IMPORTERS = {
     "speedscope": "speedscope's JSON (py-spy, rbspy, 0x)",
     "pyspy": "py-spy's raw stacks and Chrome traces (py-spy record -f raw)",
     "memory_snapshot": "PyTorch's memory snapshots and raw memory timelines",
+    "kineto": "PyTorch's (Kineto's) and other Chrome traces (*.json, *.json.gz, archives, folders)",
     "tensorboard": "scalars of TensorBoard's event files (events.out.tfevents.*, or a log folder)",
 }
 """Name of the module in `tracelens.convert` -> what it reads, for messages."""
@@ -46,6 +47,10 @@ class Result(Protocol):
         """What could not be read."""
 
 
+SEVERAL = ("kineto",)
+"""Importers whose ``convert_files`` makes one trace of several files, a rank each."""
+
+
 def importer_of(path: Path, name: str | None = None) -> Callable[..., Result]:
     """Return the function that imports what lies at a path.
 
@@ -56,12 +61,56 @@ def importer_of(path: Path, name: str | None = None) -> Callable[..., Result]:
     Raises:
         TraceError: there is nothing, or nothing that an importer knows.
     """
+    convert: Callable[..., Result] = import_module(
+        f"tracelens.convert.{name or name_of(path)}"
+    ).convert
     if not path.exists():
         raise TraceError(f"{path}: no such file or directory")
-    for each in [name] if name else IMPORTERS:
-        module = import_module(f"tracelens.convert.{each}")
-        if name or module.sniff(path):
-            convert: Callable[..., Result] = module.convert
-            return convert
+    return convert
+
+
+def name_of(path: Path) -> str:
+    """Return the importer that knows what lies at a path.
+
+    Raises:
+        TraceError: there is nothing, or nothing that an importer knows.
+    """
+    if not path.exists():
+        raise TraceError(f"{path}: no such file or directory")
+    for each in IMPORTERS:
+        if import_module(f"tracelens.convert.{each}").sniff(path):
+            return each
     known = "; ".join(IMPORTERS.values())
     raise TraceError(f"{path}: not a recording that can be imported, which are: {known}")
+
+
+def files_importer_of(paths: Sequence[Path], name: str | None = None) -> Callable[..., Result]:
+    """Return the function that imports several files as the ranks of one trace.
+
+    A file that no importer knows is left to that function, which says what is wrong with it.
+
+    Args:
+        paths: files of another tool.
+        name: the importer, if the caller knows.
+
+    Raises:
+        TraceError: one is missing, none is known, or their importer takes only one.
+    """
+    for path in paths:
+        if not path.exists():
+            raise TraceError(f"{path}: no such file or directory")
+    chosen, first = name, None
+    for path in () if name else paths:
+        try:
+            chosen = name_of(path)
+        except TraceError as error:
+            first = first or error
+            continue
+        break
+    if chosen is None:
+        assert first is not None
+        raise first
+    if chosen not in SEVERAL:
+        raise TraceError(f"{IMPORTERS[chosen]}: only one can be imported at a time")
+    convert: Callable[..., Result] = import_module(f"tracelens.convert.{chosen}").convert_files
+    return convert

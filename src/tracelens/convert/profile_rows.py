@@ -1,0 +1,410 @@
+"""Ranges of a host and work of devices as the tables ``ops``, ``spans``, ``kernels``, ``memory``.
+
+One definition for every source: what fills in ``HostRanges`` and ``DeviceWork`` gets nesting,
+links, steps, phases, lines and modules from here.
+
+- An op's parent is the innermost op around it on its thread.
+- A backward op differentiates the last forward op that began before it with its sequence number;
+  ops inside it belong to that one too. Lines and modules are the forward op's.
+- An op's line is that of the innermost user's Python frame around it, else of its call stack, else
+  of the op around it. Its module is the innermost module's call around it.
+- A phase is that of the innermost mark around: an engine's function or an op with a forward thread
+  is ``backward``, ``Optimizer.step#…`` is ``optimizer``, ``enumerate(DataLoader)…`` is ``data``;
+  without any it is ``forward``.
+- Device work belongs to the innermost op around the call with its correlation id, else to the op
+  with its external id, and to the step in which that was called, else in which it ran.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracelens.convert.profile_names import Frame, Names, frame_of, module_name, stack_frame
+from tracelens.convert.profile_nesting import (
+    Ints,
+    Places,
+    nearest,
+    nesting_order,
+    parents,
+    running_at,
+    thread_times,
+)
+
+Codes = NDArray[np.int32]
+RANGE_KINDS = (
+    "python", "annotation", "op", "runtime", "overhead", "other", "sync", "device_annotation",
+    "device_other",
+)  # fmt: skip
+"""Kinds of ranges; of two at the same time on a thread the one that stands first is outside."""
+
+PYTHON, ANNOTATION, OP, RUNTIME, OVERHEAD, OTHER, SYNC, DEVICE_ANNOTATION, DEVICE_OTHER = range(9)
+PHASES = ("other", "data", "forward", "backward", "optimizer")
+_DATA, _FORWARD, _BACKWARD, _OPTIMIZER = 1, 2, 3, 4
+
+
+@dataclass(slots=True)
+class HostRanges:
+    """What ran on the host, and named ranges of devices; every array has shape (n,).
+
+    Times are ns since the trace's epoch. -1 stands for what is not known.
+
+    Attributes:
+        kind: position in ``RANGE_KINDS``.
+        name: number into the names.
+        thread: number of the thread; a device's streams have numbers of their own.
+        start_ns: when it began.
+        end_ns: when it ended.
+        corr: correlation id of a call of the runtime, 0 for none.
+        fact: row of what else is known: of ``op`` in ``OpFacts``, of others in their ``args``.
+    """
+
+    kind: NDArray[np.uint8]
+    name: Codes
+    thread: Codes
+    start_ns: Ints
+    end_ns: Ints
+    corr: Ints
+    fact: Codes
+
+
+@dataclass(slots=True)
+class OpFacts:
+    """What is known of ops beyond their time; every array has shape (ops,).
+
+    Attributes:
+        external: id that device work names its op by, 0 for none.
+        sequence: number shared by a forward op and its backward op, -1 for none.
+        forward_thread: above 0 for a backward op.
+        shapes: number into the texts, as are ``types`` and ``values``; -1 for none.
+        types: element types of the inputs.
+        values: scalar inputs.
+        frame: number into the frames, by the op's own call stack; -1 for none.
+        module: number into the module paths, by the op's own hierarchy; -1 for none.
+    """
+
+    external: Ints
+    sequence: Ints
+    forward_thread: Codes
+    shapes: Codes
+    types: Codes
+    values: Codes
+    frame: Codes
+    module: Codes
+
+
+@dataclass(slots=True)
+class Steps:
+    """Training steps in order of time; every array has shape (steps,).
+
+    Attributes:
+        number: of each.
+        start_ns: since the trace's epoch.
+        end_ns: since the trace's epoch.
+    """
+
+    number: Ints
+    start_ns: Ints
+    end_ns: Ints
+
+    def of(self, times_ns: Ints) -> Ints:
+        """Return the step in whose window each time lies, -1 outside of all."""
+        if not len(self.number):
+            return np.full(len(times_ns), -1, dtype=np.int64)
+        at = np.searchsorted(self.start_ns, times_ns, side="right") - 1
+        inside = (at >= 0) & (times_ns < self.end_ns[at])
+        return np.where(inside, self.number[at], -1)
+
+
+@dataclass(slots=True)
+class Texts:
+    """Numbered texts that ranges refer to.
+
+    Attributes:
+        names: facts about the names of ranges.
+        frames: Python frames.
+        frame_of_name: number of the frame that a name tells, -1 for none, shape (names,).
+        users: which frames are the user's, shape (frames,).
+        modules: module paths; those of nested modules are added.
+    """
+
+    names: Names
+    frames: list[Frame] = field(default_factory=list)
+    frame_of_name: Codes = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
+    users: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
+    modules: list[str] = field(default_factory=list)
+
+
+class Nested:
+    """Ranges in order of thread and time, with what lies around each.
+
+    Everything is given by *place*: the position in that order.
+
+    Args:
+        ranges: what ran.
+        ops: of the ranges of kind ``op``.
+        texts: what their numbers mean.
+        slack_ns: how far an inner range may reach beyond the outer one, as rounding does.
+        arrows: rows of backward ops and of their forward ops, where the source tells them.
+
+    Attributes:
+        row: the row of ``ranges`` at each place.
+        kind: at each place, as are ``name``, ``thread``, ``start_ns``, ``end_ns``, ``fact``.
+        parent: place of the innermost range around.
+        op_around: place of the innermost op around.
+        op_places: places of ops by start, the outer first: an op's id is its position here.
+        op_id: the id of the op at each place, -1 for others.
+        steps: the training steps.
+    """
+
+    def __init__(
+        self,
+        ranges: HostRanges,
+        ops: OpFacts,
+        texts: Texts,
+        *,
+        slack_ns: int = 0,
+        arrows: tuple[Ints, Ints] | None = None,
+    ) -> None:
+        self._ops, self._texts = ops, texts
+        names = texts.names
+        rank = ranges.kind.astype(np.int64) << 40
+        is_op = ranges.kind == OP
+        if is_op.any():
+            # Ids are given in order of start: of two equal ranges the lower one is outside.
+            rank[is_op] += ops.external[ranges.fact[is_op]].clip(0, (1 << 40) - 1)
+        order = nesting_order(ranges.thread, ranges.start_ns, ranges.end_ns, rank)
+        del rank
+        self.row = order.astype(np.int32)
+        self.kind = ranges.kind[order]
+        self.name = ranges.name[order]
+        self.thread = ranges.thread[order]
+        self.start_ns = ranges.start_ns[order]
+        self.end_ns = ranges.end_ns[order]
+        self.corr = ranges.corr[order]
+        self.fact = ranges.fact[order]
+        if len(order):
+            # An annotation among the ops, as until 2021, is none.
+            named = (names.step >= 0) | names.loader | names.optimizer
+            self.kind[(self.kind == OP) & named[self.name]] = ANNOTATION
+        del order
+        self.parent: Places = parents(self.thread, self.start_ns, self.end_ns, slack_ns)
+        self.is_op = self.kind == OP
+        self.op_around: Places = nearest(self.parent, self.is_op)
+        places = np.flatnonzero(self.is_op).astype(np.int32)
+        self.op_places = places[np.argsort(self.start_ns[places], kind="stable")]
+        self.op_id = np.full(len(self.kind), -1, dtype=np.int32)
+        self.op_id[self.op_places] = np.arange(len(places), dtype=np.int32)
+        self.steps, self.repeated_steps = self._find_steps()
+        self._forward: Places | None = None
+        self._arrows = arrows
+
+    def __len__(self) -> int:
+        return len(self.kind)
+
+    @property
+    def ops(self) -> OpFacts:
+        """What is known of ops."""
+        return self._ops
+
+    @property
+    def texts(self) -> Texts:
+        """What numbers mean."""
+        return self._texts
+
+    def _find_steps(self) -> tuple[Steps, int]:
+        step = self._texts.names.step
+        marks = self._places(ANNOTATION)
+        marks = marks[step[self.name[marks]] >= 0] if len(step) else marks[:0]
+        length = self.end_ns[marks] - self.start_ns[marks]
+        # Of several marks of a step the longest is it.
+        marks = marks[np.lexsort((-length, step[self.name[marks]]))]
+        number, first = np.unique(step[self.name[marks]], return_index=True)
+        repeated = len(marks) - len(number)
+        marks = marks[first]
+        order = np.argsort(self.start_ns[marks], kind="stable")
+        marks, number = marks[order], number[order]
+        return Steps(number, self.start_ns[marks], self.end_ns[marks]), repeated
+
+    def _places(self, kind: int) -> Places:
+        return np.flatnonzero(self.kind == kind).astype(np.int32)
+
+    def forward(self) -> Places:
+        """Return the place of the forward op that each op differentiates, -1 for none."""
+        if self._forward is not None:
+            return self._forward
+        found = np.full(len(self), -1, dtype=np.int32)
+        places = self.op_places
+        fact = self.fact[places]
+        sequence = self._ops.sequence[fact]
+        backward = self._ops.forward_thread[fact] > 0
+        known = sequence >= 0
+        source, sink = places[known & ~backward], places[known & backward]
+        if len(source) and len(sink):
+            self._by_sequence(found, source, sink)
+        elif self._arrows is not None and len(self._arrows[0]):
+            at = np.empty(len(self), dtype=np.int32)
+            at[self.row] = np.arange(len(self), dtype=np.int32)
+            found[at[self._arrows[0]]] = at[self._arrows[1]]
+        if (found >= 0).any():
+            inside = nearest(self.parent, found >= 0)
+            without = np.flatnonzero(self.is_op & (found < 0) & (inside >= 0))
+            found[without] = found[inside[without]]
+        self._forward = found
+        return found
+
+    def _by_sequence(self, found: Places, source: Places, sink: Places) -> None:
+        sequence = self._ops.sequence
+        numbers = np.concatenate([sequence[self.fact[source]], sequence[self.fact[sink]]])
+        _, rank = np.unique(numbers, return_inverse=True)
+        rank = rank.reshape(-1)
+        times = np.concatenate([self.start_ns[source], self.start_ns[sink]])
+        # A few ns less exact where that is needed to fit sequence and time into 63 bits.
+        shift = 0
+        span = int(times.max()) - int(times.min()) + 2
+        while (int(rank.max()) + 1) * (span >> shift) >= 1 << 61:
+            shift += 1
+        times = times >> shift
+        key = thread_times(rank, times, times)
+        of_source, of_sink = key[: len(source)], key[len(source) :]
+        order = np.argsort(of_source, kind="stable")
+        at = np.searchsorted(of_source[order], of_sink) - 1
+        chosen = order[at.clip(0)]
+        same = (at >= 0) & (rank[: len(source)][chosen] == rank[len(source) :])
+        found[sink[same]] = source[chosen[same]]
+
+    def phases(self) -> NDArray[np.uint8]:
+        """Return the phase at each place, position in ``PHASES``."""
+        names = self._texts.names
+        mark = np.zeros(len(self), dtype=np.uint8)
+        if not len(self):
+            return mark
+        note = self.kind == ANNOTATION
+        mark[note & names.loader[self.name]] = _DATA
+        mark[note & names.optimizer[self.name]] = _OPTIMIZER
+        backward = np.zeros(len(self), dtype=np.bool_)
+        backward[self.op_places] = self._ops.forward_thread[self.fact[self.op_places]] > 0
+        mark[(backward | names.backward[self.name]) & self.is_op] = _BACKWARD
+        around = nearest(self.parent, mark > 0)
+        return np.where(mark > 0, mark, np.where(around >= 0, mark[around], _FORWARD))
+
+    def frames(self) -> Codes:
+        """Return the number of the user's frame at each place, -1 for none."""
+        texts = self._texts
+        found = np.full(len(self), -1, dtype=np.int32)
+        if not len(self):
+            return found
+        known = np.append(texts.users, False)
+        python = self.kind == PYTHON
+        own = np.where(python, texts.frame_of_name[self.name], -1)
+        users = python & known[own]
+        around = nearest(self.parent, users)
+        found[:] = np.where(around >= 0, own[around], -1)
+        found[users] = own[users]
+        del own, around
+        places = self.op_places
+        stack = self._ops.frame[self.fact[places]]
+        empty = (found[places] < 0) & (stack >= 0)
+        found[places[empty]] = stack[empty]
+        has = self.is_op & (found >= 0)
+        outer = nearest(self.parent, has)
+        empty_places = np.flatnonzero((found < 0) & (outer >= 0))
+        found[empty_places] = found[outer[empty_places]]
+        return self._as_forward(found)
+
+    def modules(self) -> Codes:
+        """Return the number of the module path at each place, -1 for none."""
+        names, paths = self._texts.names, self._texts.modules
+        found = np.full(len(self), -1, dtype=np.int32)
+        if not len(self):
+            return found
+        calls = (self.kind == PYTHON) & names.module[self.name]
+        around = nearest(self.parent, calls)
+        codes = {path: code for code, path in enumerate(paths)}
+        of_pair: dict[tuple[int, int], int] = {}
+        places = np.flatnonzero(calls)
+        for place, outer, name in zip(
+            places.tolist(), around[places].tolist(), self.name[places].tolist(), strict=True
+        ):
+            inside = int(found[outer]) if outer >= 0 else -1
+            code = of_pair.get((inside, name))
+            if code is None:
+                own = module_name(names.texts[name])
+                path = f"{paths[inside]}.{own}" if inside >= 0 else own
+                code = codes.setdefault(path, len(paths))
+                if code == len(paths):
+                    paths.append(path)
+                of_pair[inside, name] = code
+            found[place] = code
+        inner = np.flatnonzero(~calls & (around >= 0))
+        found[inner] = found[around[inner]]
+        own_paths = self._ops.module[self.fact[self.op_places]]
+        empty = (found[self.op_places] < 0) & (own_paths >= 0)
+        found[self.op_places[empty]] = own_paths[empty]
+        return self._as_forward(found)
+
+    def _as_forward(self, found: Codes) -> Codes:
+        """Give a backward op what its forward op has."""
+        forward = self.forward()
+        rows = np.flatnonzero(forward >= 0)
+        theirs = found[forward[rows]]
+        rows = rows[theirs >= 0]
+        found[rows] = found[forward[rows]]
+        return found
+
+    def at(self, thread: Codes, t_ns: Ints) -> Places:
+        """Return the place of the innermost range that runs on a thread at a time, or -1."""
+        return running_at(thread, t_ns, self.thread, self.start_ns, self.end_ns, self.parent)
+
+    def op_of(self, places: Places) -> Places:
+        """Return the place of the op that is, or lies around, each place; -1 stays."""
+        around = np.where(self.is_op[places], places, self.op_around[places])
+        return np.where(places >= 0, around, -1) if len(self) else places
+
+    def launches(self, corr: Ints) -> Places:
+        """Return the place of the call with each correlation id, -1 for none or 0."""
+        calls = np.flatnonzero((self.kind == RUNTIME) & (self.corr != 0))
+        return _lookup(self.corr[calls], calls, corr)
+
+    def externals(self, external: Ints) -> Places:
+        """Return the place of the op with each external id, -1 for none or 0."""
+        own = self._ops.external[self.fact[self.op_places]]
+        has = own > 0
+        return _lookup(own[has], self.op_places[has], external)
+
+
+def _lookup(keys: Ints, places: NDArray[Any], wanted: Ints) -> Places:
+    """Return the first place whose key is wanted, -1 for none or for 0."""
+    found = np.full(len(wanted), -1, dtype=np.int32)
+    if not len(keys) or not len(wanted):
+        return found
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    at = np.searchsorted(ordered, wanted).clip(0, len(ordered) - 1)
+    same = (ordered[at] == wanted) & (wanted != 0)
+    found[same] = places[order[at[same]]]
+    return found
+
+
+def frames_of(names: Sequence[str], stacks: Sequence[str] = ()) -> tuple[list[Frame], Codes, Codes]:
+    """Return the frames that names and call stacks tell.
+
+    Returns:
+        The frames, the number of each name's, and of each stack's innermost user's frame; -1 none.
+    """
+    frames: dict[Frame, int] = {}
+
+    def number(frame: Frame | None) -> int:
+        return -1 if frame is None else frames.setdefault(frame, len(frames))
+
+    of_names = [number(frame_of(name)) for name in names]
+    of_stacks = [number(stack_frame(stack)) for stack in stacks]
+    return (
+        list(frames),
+        np.array(of_names, dtype=np.int32),
+        np.array(of_stacks, dtype=np.int32),
+    )
