@@ -8,6 +8,7 @@ into a trace.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -163,7 +164,10 @@ class Watch:
         if verdict.trace:
             item.user_properties.append((TRACE, verdict.trace))
         phase = "call" if window.setup_until >= 0 else "setup"
-        self._sections[item.nodeid, phase] = verdict.report
+        # What hypothesis says of the example is a note, which a failure without traceback hides.
+        told = getattr(error, "__notes__", []) if isinstance(error, pytest.fail.Exception) else []
+        notes = itertools.takewhile(lambda note: not note.startswith("Explanation"), told)
+        self._sections[item.nodeid, phase] = "\n".join([verdict.report, *notes])
         self._told = verdict.sentence
         if error is not None or not window.policy.fails:
             return None

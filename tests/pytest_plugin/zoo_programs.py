@@ -17,7 +17,7 @@ import pytest
 from tracelens.cli._program import Program
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "fixtures" / "nan_zoo"))
-import zoo  # noqa: E402
+import zoo
 
 FRAMEWORK = os.environ["ZOO_FRAMEWORK"]
 NAMES = set(filter(None, os.environ.get("ZOO_NAMES", "").split(",")))

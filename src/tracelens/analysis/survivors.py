@@ -24,14 +24,16 @@ from tracelens.storage.decode import Records
 
 Json = dict[str, Any]
 
-_ASKS = frozenset("isnan isinf isfinite isneginf isposinf check_numerics ne eq".split())
+_ASKS = frozenset(
+    "isnan isinf isfinite isneginf isposinf check_numerics ne eq allclose isclose".split()
+)
 _SAYS_SO = re.compile(
     r"is_?nan|is_?inf|is_?finite|is_?(?:pos|neg)_?inf|equal_nan|nonfinite|non_finite|check_numerics"
-    r"|(\b[\w.]+) *!= *\1\b"
+    r"|(\b[\w.]+) *[!=]= *\1\b"
 )
 """What a line says that asks about bad values: ``allclose`` asks too, but does not mean it."""
 
-_INTEGERS_OUT = PREDICATES | {"argsort", "searchsorted", "bucketize", "histc", "one_hot", "sign"}
+_INTEGERS_OUT = PREDICATES | {"argsort", "searchsorted", "bucketize", "histc", "one_hot", "isclose"}
 """Ops whose output no longer shows that they read something bad: that is not masking."""
 
 _UNDECIDED = int(OpFlag.GARBAGE | OpFlag.VIEW)
@@ -134,7 +136,7 @@ def _left(
     sites: set[tuple[Any, ...]] = set()
     for value_id, (op, tensor) in bad.items():
         read = [reader for each in readers.get(value_id, ()) if (reader := source.op(each))]
-        if len(asked) < _MAX_ASKED and any(_asks(reader, value_id) for reader in read):
+        if len(asked) < _MAX_ASKED and any(_asks(reader) for reader in read):
             asked.append((op, tensor))
         if op.phase is Phase.DATA or any(_reads_on(reader) for reader in read):
             continue
@@ -176,18 +178,17 @@ def _readers(records: Records, values: NDArray[np.int64]) -> dict[int, list[int]
     return found
 
 
-def _asks(op: Op, value_id: int) -> bool:
+def _asks(op: Op) -> bool:
     """Tell whether a line of the program asks whether a value is bad."""
-    name = canonical(op.name)
-    if name in ("ne", "eq"):
-        return len(op.inputs) == 2 and all(each.value_id == value_id for each in op.inputs)
-    return name in _ASKS and op.source is not None and bool(_SAYS_SO.search(op.source.code))
+    if op.source is None or canonical(op.name) not in _ASKS:
+        return False
+    return bool(_SAYS_SO.search(op.source.code))
 
 
 def _reads_on(op: Op) -> bool:
     """Tell whether an op that read a bad value hands it on, masks it, or overwrites it."""
     name = canonical(op.name)
-    if name in _INTEGERS_OUT:
+    if name in _INTEGERS_OUT or not (op.outputs or op.flags & OpFlag.INPLACE):
         return False
     # Unlike `relu`, which was not checked either, a mask is taken at its word.
     return bool(op.flags & (OpFlag.CHECKED | OpFlag.HIT | OpFlag.CONSTANT)) or name in MASKS

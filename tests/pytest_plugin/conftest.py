@@ -1,0 +1,7 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+# The tests are imported one by one (importmode=importlib), so what they share needs a path.
+sys.path.insert(0, str(Path(__file__).parent))
