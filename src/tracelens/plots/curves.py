@@ -135,7 +135,7 @@ def _told(curve: Curve, body: Curves) -> str:
     told = f"{curve.name}: {ends}"
     if not bad:
         return f"{told}."
-    where = f"in step {bad[0]}" if len(bad) == 1 else f"in {len(bad)} steps, first in {bad[0]}"
+    where = f"in step {bad[0]}" if len(bad) == 1 else f"in {len(bad)} steps, first in step {bad[0]}"
     return f"{told}; not finite {where}."
 
 

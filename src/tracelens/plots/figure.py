@@ -58,7 +58,6 @@ def write_picture(
         raise ConfigError(f"nothing to draw: {reasons or 'the trace holds no steps and no ops'}")
     figure = _drawn(charts, title)
     with new_file(target, force=force) as temporary:
-        # The same trace gives the same file: no date in it.
         metadata = {"Date": None} if target.suffix.lower() == ".svg" else None
         figure.savefig(temporary, format=target.suffix[1:].lower(), metadata=metadata)
 
@@ -68,7 +67,8 @@ def _drawn(charts: Sequence[Chart], title: str) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    matplotlib.rcParams["svg.hashsalt"] = "tracelens"
+    # Text stays text, which can be searched and read aloud; the same trace gives the same file.
+    matplotlib.rcParams.update({"svg.hashsalt": "tracelens", "svg.fonttype": "none"})
     heights = [_height(chart) for chart in charts]
     figure = Figure(figsize=(_WIDTH_INCHES, sum(heights) + 0.5), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
@@ -148,11 +148,12 @@ def _heat_map(figure: Any, axes: Any, found: HeatMap) -> None:
     for row, column in found.cells:
         seen[row, column] = 1
     plain = np.where(seen > 0, 0.0, np.nan)
-    axes.pcolormesh(edges, np.arange(rows + 1), plain, cmap="Greys", vmin=-1, vmax=9)
+    ys = np.arange(rows + 1)
+    axes.pcolormesh(edges, ys, plain, cmap="Greys", vmin=-1, vmax=9, rasterized=True)
     if found.colour and extent:
         low, high = extent
         scale = LogNorm(low, high if high > low else low * 10)
-        mesh = axes.pcolormesh(edges, np.arange(rows + 1), values, cmap="cividis", norm=scale)
+        mesh = axes.pcolormesh(edges, ys, values, cmap="cividis", norm=scale, rasterized=True)
         bar = figure.colorbar(mesh, ax=axes, pad=0.01, aspect=12)
         bar.ax.tick_params(labelsize=7)
     marks: dict[tuple[str, str, str], list[tuple[float, float]]] = {}

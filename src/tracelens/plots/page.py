@@ -18,7 +18,7 @@ from tracelens.plots import findings
 from tracelens.plots.charts import KEYS, charts_of
 from tracelens.plots.drawing import figure, text
 from tracelens.plots.profile import profile_html
-from tracelens.plots.series import Chart, Ranking
+from tracelens.plots.series import Chart, Curves, Ranking
 from tracelens.texts import duration
 
 if TYPE_CHECKING:
@@ -84,15 +84,16 @@ def document(
     drawn = [chart for chart in charts if not chart.missing]
     absent = [chart for chart in charts if chart.missing]
     looked = _looked(charts)
-    wide = [figure(chart) for chart in drawn if not isinstance(chart.body, Ranking)]
+    curves = [figure(chart) for chart in drawn if isinstance(chart.body, Curves)]
     rankings = [figure(chart) for chart in drawn if isinstance(chart.body, Ranking)]
+    wide = [figure(chart) for chart in drawn if not isinstance(chart.body, Curves | Ranking)]
     parts = [
         f"<header><h1>{text(name)}</h1>{findings.verdict_line(why, looked=looked)}</header>",
         _section("First cause", findings.cause(why)),
         _section("Findings", findings.listed(_findings(why, seen["findings"]))),
-        _section("Over the run", "".join(wide)),
+        _section("Over the run", _beside(curves) + "".join(wide)),
         _section("Profile", profile_html(reader, rank)),
-        _section("Time", f'<div class="tl-grid2">{"".join(rankings)}</div>' if rankings else ""),
+        _section("Time", _beside(rankings)),
         _section("Run", _facts(reader, seen)),
         _section("Notes", findings.listed(seen["notes"])),
         _section("Not in this trace", _absent(absent)),
@@ -179,6 +180,11 @@ def _facts(reader: TraceReader, seen: dict[str, Any]) -> str:
 def _absent(charts: list[Chart]) -> str:
     rows = "".join(f"<dt>{text(c.title)}</dt><dd>{text(c.missing)}</dd>" for c in charts)
     return f"<dl>{rows}</dl>" if rows else ""
+
+
+def _beside(figures: list[str]) -> str:
+    """Return figures in two columns where there is room for them."""
+    return f'<div class="tl-grid2">{"".join(figures)}</div>' if figures else ""
 
 
 def _section(title: str, body: str) -> str:
