@@ -99,11 +99,9 @@ class Profile(Command):
         return EXIT_OK
 
 
-def _rank(reader: TraceReader, wanted: int | None) -> int:
+def _rank(reader: TraceReader, wanted: int | None) -> int | None:
     ranks = reader.ranks()
-    if wanted is None:
-        return ranks[0] if ranks else 0
-    if wanted not in ranks:
+    if wanted is not None and wanted not in ranks:
         known = ", ".join(map(str, ranks[:20])) or "none"
         raise ConfigError(f"the trace has no rank {wanted}; it has {known}")
     return wanted

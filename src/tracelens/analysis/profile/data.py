@@ -148,12 +148,16 @@ class ProfileData:
         return union(starts, starts + durations(self.spans)[mask])
 
 
-def load_profile(reader: TraceReader, rank: int = 0, steps: Steps | None = None) -> ProfileData:
+def load_profile(
+    reader: TraceReader, rank: int | None = None, steps: Steps | None = None
+) -> ProfileData:
     """Return one rank's profile; nothing is read before an analysis asks.
 
     Args:
         reader: an open trace, which must stay open.
-        rank: whose.
+        rank: whose; the lowest in the trace if ``None``.
         steps: first step and the one after the last, ``None`` where open.
     """
-    return ProfileData(reader, rank, steps)
+    ranks = reader.ranks()
+    lowest = ranks[0] if ranks else 0
+    return ProfileData(reader, lowest if rank is None else rank, steps)
