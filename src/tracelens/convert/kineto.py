@@ -127,6 +127,9 @@ def convert_files(
                 shard.event(
                     "note", kind="import", severity="info", message=f"from {Path(source.name).name}"
                 )
+                for name in dict.fromkeys(filter(None, about.devices)):
+                    message = f"device: {name}"
+                    shard.event("note", kind="device", name=name, severity="info", message=message)
                 if not is_unix(file.start_ns):
                     message = "the file does not say when it was recorded: its times are relative"
                     shard.event("note", kind="clock", severity="info", message=message)
