@@ -157,8 +157,8 @@ class ProfileWatch:
     def _prepare(self) -> None:
         if not (self._failed or self._theirs or self._prepared):
             try:
-                with _quiet():
-                    _prepare_profiler(_config(self._activities), self._activities)
+                # It sets Kineto's log level up at its first use, and prints nothing.
+                _prepare_profiler(_config(self._activities), self._activities)
                 self._prepared = True
             except Exception as error:
                 self._fail("PyTorch's profiler could not be started", error)
