@@ -175,7 +175,7 @@ def test_each_kind_of_test_is_judged_and_told_in_one_sentence(watched: Directory
     assert run.status == 1
     told = run.tests["test_forward"]
     sentence = (
-        "aten::log produced 5 NaN and 1 -Inf (of 8) at model.py:11 in encoder.head, test step 0"
+        "aten::log produced 5 NaN and 1 -Inf (of 8) at model.py:10 in encoder.head, test step 0"
     )
     assert told.first == sentence
     assert told.message == f"Failed: {sentence}"
