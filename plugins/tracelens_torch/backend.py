@@ -275,6 +275,24 @@ class TorchBackend:
             self._sentinel.after_update(optimizer)
         self._session.auto_step()
 
+    def enter_closure(self) -> None:
+        """An optimizer's step calls the program's closure: what it does is no update."""
+        if self._engine is not None:
+            self._engine.end_update()
+
+    def leave_closure(self, optimizer: Optimizer) -> None:
+        """The closure made the gradients that are about to be applied.
+
+        Raises:
+            NonFiniteError: ``nonfinite="raise"`` and a gradient or the loss is bad.
+        """
+        engine = self._engine
+        if engine is None:
+            return
+        if engine is not self._sentinel and engine.suspicious:
+            self._bad_gradients = self._check_gradients(engine, optimizer)
+        engine.begin_update(observe=True)
+
     def update_failed(self, error: Exception) -> None:
         """A hook around an optimizer's step failed; training goes on."""
         message = f"looking at an optimizer's step failed: {type(error).__name__}: {error}"

@@ -31,6 +31,12 @@ class Updates(Protocol):
     def after_update(self, optimizer: Optimizer) -> None:
         """Parameters were updated."""
 
+    def enter_closure(self) -> None:
+        """The optimizer's step calls the program's closure, which makes the gradients."""
+
+    def leave_closure(self, optimizer: Optimizer) -> None:
+        """The closure returned: gradients are complete and about to be applied."""
+
     def update_failed(self, error: Exception) -> None:
         """One of the above failed; the program must not."""
 
@@ -38,19 +44,31 @@ class Updates(Protocol):
 def install_updates(updates: Updates) -> Callable[[], None]:
     """Tell ``updates`` of every ``torch.optim`` step; the result, called, ends it."""
 
-    def before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # args[0] is the optimizer itself.
-        closure = kwargs.get("closure") is not None or (len(args) > 1 and callable(args[1]))
-        try:
-            updates.before_update(optimizer, closure=closure)
-        except NonFiniteError:
-            raise
-        except Exception as error:
-            updates.update_failed(error)
+        given = kwargs.get("closure") is not None
+        closure = given or (len(args) > 1 and callable(args[1]))
+        carefully(updates.before_update, optimizer, closure=closure)
+        if given:
+            return args, {**kwargs, "closure": watched(optimizer, kwargs["closure"])}
+        return ((args[0], watched(optimizer, args[1]), *args[2:]), kwargs) if closure else None
 
     def after(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        carefully(updates.after_update, optimizer)
+
+    def watched(optimizer: Optimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
+        @functools.wraps(closure, updated=())
+        def run() -> Any:
+            carefully(updates.enter_closure)
+            result = closure()
+            carefully(updates.leave_closure, optimizer)
+            return result
+
+        return run
+
+    def carefully(tell: Callable[..., object], *args: Any, **kwargs: Any) -> None:
         try:
-            updates.after_update(optimizer)
+            tell(*args, **kwargs)
         except NonFiniteError:
             raise
         except Exception as error:

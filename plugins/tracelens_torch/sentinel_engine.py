@@ -64,6 +64,12 @@ class SentinelEngine(Sentinel):
         super().after_update(optimizer)
         self._session.auto_step()
 
+    def enter_closure(self) -> None:
+        """Nothing to do: no op is observed."""
+
+    def leave_closure(self, optimizer: torch.optim.Optimizer) -> None:
+        """Nothing to do: gradients that a closure made are judged after the update."""
+
     def begin_step(self, step: int, active: bool = True) -> None:
         """A step begins."""
         self._records.step = step

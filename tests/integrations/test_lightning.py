@@ -26,10 +26,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWa
 
 def module_of(package: Any) -> type:
     class Regression(package.LightningModule):
-        def __init__(self, bad_step: int = -1, bad_validation: bool = False) -> None:
+        def __init__(
+            self, bad_step: int = -1, bad_validation: bool = False, bad_gradient: int = -1
+        ) -> None:
             super().__init__()
             self.net = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.ReLU(), nn.Linear(8, 1))
             self.bad_step, self.bad_validation = bad_step, bad_validation
+            self.bad_gradient = bad_gradient
 
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             x, y = batch
@@ -37,6 +40,8 @@ def module_of(package: Any) -> type:
             if self.global_step == self.bad_step:
                 error = torch.sqrt(-error.abs())  # here
             loss = (error**2).mean()
+            if self.global_step == self.bad_gradient:
+                loss = loss + torch.sqrt(loss - loss)  # gradient
             self.log("train_mae", error.abs().mean(), on_epoch=True)
             return loss
 
@@ -152,6 +157,18 @@ def test_raise_ends_fit_before_the_bad_update(tmp_path: Path) -> None:
     with pytest.raises(NonFiniteError, match="sqrt"):
         fit(tmp_path, TraceCallback(path, nonfinite="raise", quiet=True), model=model)
     assert sessions.current() is None
+    assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
+
+
+def test_a_bad_gradient_is_found_before_it_is_applied(tmp_path: Path) -> None:
+    path = tmp_path / "run.tltrace"
+    model = Regression(bad_gradient=5)
+    with pytest.raises(NonFiniteError, match="sqrt") as caught:
+        fit(tmp_path, TraceCallback(path, nonfinite="raise", quiet=True), model=model)
+    report = caught.value.report
+    assert place_of(report) == (Path(__file__).name, line_of(Regression, "# gradient"))
+    assert report["sink"]["sink"] == "gradient"
+    assert (report["first_cause"]["phase"], report["step"]) == ("backward", 5)
     assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
 
 
