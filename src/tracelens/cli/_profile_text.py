@@ -29,7 +29,10 @@ def _overview(found: Json, options: argparse.Namespace) -> str:
         lines.append(NO_DEVICE)
     if steps["count"]:
         lines.append(f"steps   {steps['count']}, median {duration(steps['median_ns'])}")
-    lines += ["", _split_table(steps["whole"])]
+    odd = steps["count"] - steps["typical_count"] if steps["count"] else 0
+    if odd:
+        lines.append(f"        {odd} of them more than twice as long, left out of this table")
+    lines += ["", _split_table(steps["typical"])]
     if found["kernels"]:
         lines += ["", _kernel_table(found["kernels"])]
     if found["ops"]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracelens.analysis.profile.intervals import Ints
+from tracelens.events import OpFlag
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -22,6 +23,8 @@ Steps = tuple[int | None, int | None]
 
 class Columns:
     """The rows of one table, without any Python object per row.
+
+    Of ops that were recorded and profiled at once, the profiled ones alone are seen.
 
     Args:
         reader: an open trace; it must stay open.
@@ -37,7 +40,6 @@ class Columns:
         self._reader = reader
         self._rank = rank
         self._steps = steps
-        self._arrow: dict[str, pa.ChunkedArray] = {}
         self._ints: dict[str, Ints] = {}
         self._texts: dict[str, tuple[Ints, list[str]]] = {}
 
@@ -87,8 +89,22 @@ class Columns:
         return self._texts[name]
 
     def _column(self, name: str) -> pa.ChunkedArray:
+        column = self._read(name)
+        return column if self._profiled is None else column.filter(self._profiled)
+
+    def _read(self, name: str) -> pa.ChunkedArray:
         table = self._reader.columns(self.table, [name], rank=self._rank, steps=self._steps)
         return table.column(name)
+
+    @cached_property
+    def _profiled(self) -> pa.Array | None:
+        """Which ops a profiler told of, where a trace holds the same ops as recorded, too."""
+        if self.table != "ops":
+            return None
+        import pyarrow as pa
+
+        seen = (self._read("flags").to_numpy() & int(OpFlag.PROFILED)) != 0
+        return pa.array(seen) if seen.any() and not seen.all() else None
 
 
 def durations(columns: Columns) -> Ints:

@@ -11,13 +11,13 @@ from tracelens.analysis.profile.comm import communication
 from tracelens.analysis.profile.data import ProfileData
 from tracelens.analysis.profile.device import device_totals
 from tracelens.analysis.profile.devices import DeviceLimits
-from tracelens.analysis.profile.idle import idle
+from tracelens.analysis.profile.idle import REASONS, idle
 from tracelens.analysis.profile.launch import launches, sync_stalls
 from tracelens.analysis.profile.memory import memory
 from tracelens.analysis.profile.ranks import compare_ranks
 from tracelens.analysis.profile.retrace import retraces
 from tracelens.analysis.profile.roofline import roofline
-from tracelens.analysis.profile.steps import StepsAnswer, split_steps
+from tracelens.analysis.profile.steps import OUTLIER, StepsAnswer
 from tracelens.texts import duration, size
 
 Json = dict[str, Any]
@@ -33,7 +33,6 @@ FRAGMENTATION = 0.3
 SHORT_SHARE = 0.5
 ROOF_SHARE = 0.4
 GROWTH_BYTES = 1 << 20
-OUTLIER = 2.0
 
 
 def _finding(
@@ -59,7 +58,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def loading(data: ProfileData, split: StepsAnswer) -> Iterator[Json]:
+def loading(split: StepsAnswer) -> Iterator[Json]:
     """The steps wait for batches."""
     part, share = split.whole.part("data"), split.whole.share("data")
     if share < NOTABLE:
@@ -82,13 +81,17 @@ def host_bound(data: ProfileData, split: StepsAnswer) -> Iterator[Json]:
     answer = idle(data)
     if answer is None or not split.whole.duration_ns:
         return
-    waits = answer.reasons["ops"] + answer.reasons["other_host"] + answer.reasons["runtime"]
+    numbers = {step.step for step in split.steps}
+    usual = [step.reasons for step in answer.steps if step.step in numbers]
+    host = ("ops", "other_host", "runtime")
+    reasons = {name: sum(each[name] for each in usual) for name in REASONS}
+    waits = sum(reasons[name] for name in host)
     share = waits / split.whole.duration_ns
     if share < IDLE_SHARE:
         return
     found = launches(data)
     starved = found.starved_share if found else 0.0
-    largest = max(("ops", "other_host", "runtime"), key=lambda name: answer.reasons[name])
+    largest = max(host, key=lambda name: reasons[name])
     yield _finding(
         "launch_bound" if starved > 0.5 else "host_bound",
         f"The device waits {_percent(share)} of the steps for the host to launch work; "
@@ -98,7 +101,7 @@ def host_bound(data: ProfileData, split: StepsAnswer) -> Iterator[Json]:
         " optimizers (fused=True or foreach=True), fewer small ops and less Python in the step.",
         split,
         waits,
-        {"reasons": answer.reasons, "mostly": largest, "starved_share": starved},
+        {"reasons": reasons, "mostly": largest, "starved_share": starved},
     )
 
 
@@ -259,9 +262,8 @@ def slow_steps(split: StepsAnswer) -> Iterator[Json]:
     )
 
 
-def memory_use(data: ProfileData) -> Iterator[Json]:
+def memory_use(data: ProfileData, split: StepsAnswer) -> Iterator[Json]:
     """Fragmentation, and memory that grows."""
-    split = split_steps(data)
     for answer in memory(data):
         if answer.fragmentation is not None and answer.fragmentation > FRAGMENTATION:
             yield _finding(

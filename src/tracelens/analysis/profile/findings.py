@@ -9,7 +9,7 @@ from typing import Any
 from tracelens.analysis.profile import findingrules as rules
 from tracelens.analysis.profile.data import ProfileData
 from tracelens.analysis.profile.devices import DeviceLimits
-from tracelens.analysis.profile.steps import split_steps
+from tracelens.analysis.profile.steps import split_steps, typical
 
 Json = dict[str, Any]
 
@@ -21,6 +21,8 @@ def profile_findings(
     others: Iterable[ProfileData] = (),
 ) -> list[Json]:
     """Return findings about speed and memory, the greatest possible gain first.
+
+    Shares are of the steps of usual length (``steps.typical``) wherever the steps are what counts.
 
     Args:
         data: one rank's profile.
@@ -34,17 +36,18 @@ def profile_findings(
         what would be saved if the cause vanished and nothing else took its place, an upper bound.
     """
     split = split_steps(data)
+    usual = typical(split)
     found = [
-        *rules.loading(data, split),
-        *rules.host_bound(data, split),
+        *rules.loading(usual),
+        *rules.host_bound(data, usual),
         *rules.sync_stalls_cost(data, split),
-        *rules.exposed_communication(data, split),
-        *rules.exposed_copies(split),
+        *rules.exposed_communication(data, usual),
+        *rules.exposed_copies(usual),
         *rules.recompiles(data, split),
         *rules.short_kernels(data, split),
         *rules.below_roof(data, limits, split),
         *rules.slow_steps(split),
-        *rules.memory_use(data),
+        *rules.memory_use(data, split),
         *rules.stragglers(chain([data], others), split),
     ]
     for finding in found:

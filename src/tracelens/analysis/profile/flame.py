@@ -101,6 +101,11 @@ def _of_spans(data: ProfileData, max_depth: int) -> dict[tuple[str, ...], int]:
     inner = (parent >= 0) & ~device
     np.subtract.at(own, parent[inner], durations(spans)[inner])
     own[device] = 0
+    # A step's number would tell equal stacks apart.
+    marks = spans.is_one_of("kind", ["step"])
+    for _ in range(4):
+        parent = np.where(marks[parent] & (parent >= 0), parent[parent], parent)
+    own[marks] = 0
     return _nested(spans, parent, own, max_depth)
 
 

@@ -11,6 +11,7 @@ from tracelens.analysis.profile.answer import Answer
 from tracelens.analysis.profile.columns import Columns, durations
 from tracelens.analysis.profile.data import DEVICE_KINDS, ProfileData
 from tracelens.analysis.profile.intervals import Ints
+from tracelens.analysis.profile.opcall import one_line
 from tracelens.analysis.profile.opstats import OpTimes, op_times
 
 GROUPINGS = {
@@ -207,7 +208,7 @@ def _details(ops: Columns, by: str) -> tuple[list[str], Ints]:
     column = {"shape": "in_shapes", "line": "code"}.get(by)
     if column is None:
         return [""], np.zeros(len(ops), dtype=np.int64)
-    return [*ops.texts(column), ""], ops.codes(column)
+    return [*map(one_line, ops.texts(column)), ""], ops.codes(column)
 
 
 def _texts_of(texts: Sequence[str]) -> Callable[[int], str]:

@@ -123,6 +123,16 @@ class OpCall:
         return first if isinstance(first, list) and all(type(n) is int for n in first) else None
 
 
+def one_line(text: str) -> str:
+    """Return a text without line breaks and indents, which JSON of some profilers has.
+
+    Examples:
+        >>> one_line("[  [  8,  4  ]  ]")
+        '[[8, 4]]'
+    """
+    return " ".join(text.split()).replace("[ ", "[").replace(" ]", "]")
+
+
 def numel(shape: Shape) -> int:
     """Return the elements of a shape."""
     return prod(shape)

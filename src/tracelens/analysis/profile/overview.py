@@ -13,7 +13,7 @@ from tracelens.analysis.profile.devices import DeviceLimits
 from tracelens.analysis.profile.findings import profile_findings
 from tracelens.analysis.profile.kernels import top_kernels, top_ops
 from tracelens.analysis.profile.memory import memory
-from tracelens.analysis.profile.steps import split_steps
+from tracelens.analysis.profile.steps import split_steps, typical
 
 Json = dict[str, Any]
 
@@ -35,10 +35,11 @@ def profile_overview(
 
     Returns:
         ``rows`` (of each table), ``device`` (``DeviceTotals``, the first over all devices),
-        ``steps`` (count, median length, the split of all steps), ``kernels``, ``ops``, ``memory``
-        (peak by device), ``findings``.
+        ``steps`` (count, median length, the split of all steps and of those of usual length),
+        ``kernels``, ``ops``, ``memory`` (peak by device), ``findings``.
     """
     split = split_steps(data)
+    usual = typical(split)
     lengths = [step.duration_ns for step in split.steps]
     return {
         "rank": data.rank,
@@ -51,6 +52,8 @@ def profile_overview(
             "count": len(split.steps) if split.marked else 0,
             "median_ns": int(np.median(lengths)) if split.marked else None,
             "whole": split.whole.as_json(),
+            "typical": usual.whole.as_json(),
+            "typical_count": len(usual.steps),
         },
         "kernels": [group.as_json() for group in top_kernels(data, top=top)],
         "ops": [group.as_json() for group in top_ops(data, top=top)],

@@ -14,7 +14,7 @@ from tracelens.analysis.profile.data import ProfileData
 from tracelens.analysis.profile.devices import DeviceLimits
 from tracelens.analysis.profile.flops import FORMULAS, HEAVY, Work, work_of
 from tracelens.analysis.profile.intervals import Ints
-from tracelens.analysis.profile.opcall import OpCall
+from tracelens.analysis.profile.opcall import OpCall, one_line
 from tracelens.analysis.profile.opstats import levels, op_times
 
 _PRECISION = {
@@ -172,7 +172,7 @@ def _group(
     line = RooflineGroup(
         name=ops.texts("name")[int(ops.codes("name")[row])],
         kind=work.kind,
-        shapes=[*ops.texts("in_shapes"), ""][int(ops.codes("in_shapes")[row])],
+        shapes=one_line([*ops.texts("in_shapes"), ""][int(ops.codes("in_shapes")[row])]),
         dtype=work.dtype,
         count=count,
         flops=work.flops,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -134,10 +134,26 @@ def split_steps(data: ProfileData, *, windows: str = "host") -> StepsAnswer:
     total["idle"] = rows[-1]
     busy = data.busy().within(low, high)
     each = tuple(_split(steps, own, total, busy, at) for at in range(len(steps)))
-    return StepsAnswer(_together(each, steps), each, steps.marked, bool(len(data.device)))
+    return StepsAnswer(_together(each), each, steps.marked, bool(len(data.device)))
 
 
 _HOST_ORDER = ("runtime", "data", "communication", "optimizer", "backward", "forward", "other")
+
+
+OUTLIER = 2.0
+"""A step longer than so many times the median is not a typical one (warm-up, a checkpoint)."""
+
+
+def typical(answer: StepsAnswer) -> StepsAnswer:
+    """Return the split of the steps of usual length alone: what most of the run is like.
+
+    Steps longer than ``OUTLIER`` times the median are left out; below three steps none is.
+    """
+    if not answer.marked or len(answer.steps) < 3:
+        return answer
+    usual = np.median([step.duration_ns for step in answer.steps])
+    kept = tuple(step for step in answer.steps if step.duration_ns <= OUTLIER * usual)
+    return replace(answer, whole=_together(kept), steps=kept)
 
 
 def device_windows(data: ProfileData) -> StepTable:
@@ -186,7 +202,7 @@ def _split(
     )
 
 
-def _together(each: tuple[StepSplit, ...], steps: StepTable) -> StepSplit:
+def _together(each: tuple[StepSplit, ...]) -> StepSplit:
     parts = tuple(
         StepPart(name, *(sum(getattr(split.part(name), field) for split in each)
                          for field in ("duration_ns", "device_ns", "host_ns", "total_ns",
@@ -195,7 +211,7 @@ def _together(each: tuple[StepSplit, ...], steps: StepTable) -> StepSplit:
     )  # fmt: skip
     return StepSplit(
         None,
-        int(steps.start_ns[0]),
+        each[0].start_ns,
         sum(split.duration_ns for split in each),
         sum(split.busy_ns for split in each),
         parts,

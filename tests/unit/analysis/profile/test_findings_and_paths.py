@@ -165,3 +165,19 @@ def test_the_overview_is_plain_json(build: ProfileBuilder, path: Path) -> None:
     assert found["steps"]["count"] == 3 and found["steps"]["median_ns"] == 1000
     assert found["memory"] == [{"device": "cuda:0", "peak_bytes": 100, "step": 0}]
     assert found["findings"][0]["rule"] == "data_loading"
+
+
+def test_a_slow_first_step_does_not_hide_what_the_others_wait_for(
+    build: ProfileBuilder, path: Path
+) -> None:
+    build.step(0, 0, 100_000)
+    build.op("aten::mm", 0, 90_000, step=0)
+    for step in range(1, 7):
+        at = 100_000 + step * 100
+        build.step(step, at, at + 100)
+        build.span("data", "DataLoader", at, at + 60, step=step)
+        build.op("aten::mm", at + 60, at + 100, step=step)
+    rules = {finding["rule"]: finding for finding in profile_findings(build.load(path))}
+    assert set(rules) == {"data_loading", "slow_steps"}
+    assert "60.0 %" in rules["data_loading"]["message"]
+    assert rules["slow_steps"]["step"] == 0

@@ -199,3 +199,11 @@ def test_waits_of_the_host_name_their_op_and_line(build: ProfileBuilder, path: P
     )  # fmt: skip
     assert (first.count, first.total_ns, first.drained_ns) == (1, 80, 60)
     assert (second.call, second.op, second.drained_ns) == ("hipMemcpyWithStream", "", 0)
+
+
+def test_ops_that_were_recorded_and_profiled_count_once(build: ProfileBuilder, path: Path) -> None:
+    build.op("aten::mm", 0, 100, flags=0)
+    profiled = build.op("aten::mm", 1, 99)
+    build.launched("gemm", (10, 20), (30, 90), op_id=profiled)
+    (group,) = top_ops(build.load(path))
+    assert (group.count, group.host_ns, group.self_device_ns) == (1, 98, 60)
