@@ -108,8 +108,8 @@ def main() -> None:
     }
     for capture in options.captures.split(","):
         modes[f"tracelens {capture}"] = with_tracelens(capture)
-    print("| workload | mode | step ms | to plain | to torch.profiler | end of window ms |")  # noqa: T201
-    print("|---|---|---|---|---|---|")  # noqa: T201
+    print("| workload | mode | step ms | to plain | to torch.profiler | end of window ms |")
+    print("|---|---|---|---|---|---|")
     for name in options.workloads.split(","):
         expected = state_after(name, plain)
         for mode, run in modes.items():
@@ -129,7 +129,7 @@ def main() -> None:
             step_ms = 1e3 * statistics.median(block[0] for block in blocks[mode])
             end_ms = 1e3 * statistics.median(block[1] for block in blocks[mode])
             to_plain, to_torch = (statistics.median(each) for each in ratios)
-            print(  # noqa: T201
+            print(
                 f"| {name} | {mode} | {step_ms:.2f} | {to_plain:.3f} | {to_torch:.3f} "
                 f"| {end_ms:.0f} |"
             )
