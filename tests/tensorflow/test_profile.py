@@ -14,10 +14,12 @@ import tensorflow as tf
 from tensorflow.python.profiler import profiler_v2
 
 import tracelens as tl
-from tracelens.convert import xplane
+from tracelens.convert import xplane, xplane_profile
 from tracelens.events import Op, OpFlag
 from tracelens.storage.reader import open_trace
+from tracelens_tensorflow import profile
 
+XPLANES = Path(__file__).parents[2].parent / "shared" / "data" / "profiles"
 BATCH = np.ones((64, 32), np.float32)
 
 
@@ -138,3 +140,49 @@ def test_run_profile_needs_no_change_of_the_program(tmp_path: Path) -> None:
     )
     assert done.returncode == 0 and done.stdout == "512.0\n", done.stderr
     assert any(op.name.endswith("MatMul") for op in profiled(tmp_path / "t"))
+
+
+def test_spans_and_parents_belong_to_rows_of_the_trace(tmp_path: Path) -> None:
+    step = make_step()
+    data = tf.data.Dataset.from_tensor_slices(np.ones((256, 32), np.float32)).batch(64).repeat()
+    batches = iter(data)
+    schedule = tl.schedule(active=2, wait=1)
+    with tl.trace(tmp_path / "t", profile=True, schedule=schedule, quiet=True) as session:
+        for _ in range(6):
+            step(next(batches))
+            session.step()
+    with open_trace(tmp_path / "t") as trace:
+        (same,) = trace.sql("SELECT count(*) = count(DISTINCT span_id) FROM spans")
+        (ids,) = trace.sql("SELECT count(*) = count(DISTINCT op_id) FROM ops")
+        (lost,) = trace.sql(
+            "SELECT count(*) FROM spans s WHERE s.parent_id IS NOT NULL AND s.parent_id NOT IN "
+            "(SELECT span_id FROM spans)"
+        )
+        (named,) = trace.sql(
+            "SELECT count(*) FROM spans s JOIN ops o ON o.op_id = s.op_id "
+            "WHERE s.start_ns < o.start_ns OR s.tid != o.tid"
+        )
+        kinds = {kind for (kind,) in trace.sql("SELECT DISTINCT kind FROM spans")}
+        steps = {step for (step,) in trace.sql("SELECT DISTINCT step FROM spans WHERE step >= 0")}
+    assert (same, ids, lost, named) == ((True,), (True,), (0,), (0,))
+    assert "data" in kinds
+    assert steps == {1, 2, 4, 5}
+
+
+def test_kernels_of_a_device_are_kept_with_ids_of_the_recording(tmp_path: Path) -> None:
+    found = sorted(XPLANES.glob("jax_xplane_*/*.xplane.pb")) if XPLANES.exists() else []
+    if not found:
+        pytest.skip("real traces are not here")
+    smallest = min(found, key=lambda path: path.stat().st_size).read_bytes()
+    with tl.trace(tmp_path / "t", profile=True, quiet=True) as session:
+        session.step()
+        assert profile._active is not None
+        for _ in range(2):
+            profile._active._write(smallest)
+    expected = xplane_profile.read(smallest)
+    with open_trace(tmp_path / "t") as trace:
+        kernels = trace.sql("SELECT count(*), count(DISTINCT kern_id) FROM kernels")
+        spans = trace.sql("SELECT count(*) = count(DISTINCT span_id) FROM spans")
+    assert kernels[0][0] == kernels[0][1] > 0
+    assert kernels[0][0] <= 2 * len(expected.kernels)
+    assert spans == [(True,)]
