@@ -31,8 +31,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from tracelens.storage.arrays import coded, constant, numbers
 from tracelens.storage.columns import Coded, Masked
 from tracelens.storage.eventlog import EventRows
 from tracelens.storage.manifest import SHARDS_DIR, Segment, ShardState, write_manifest, write_shard
@@ -195,30 +195,28 @@ def _array(column: Column, type_: pa.DataType, given: Mapping[str, Any], rows: i
         if column.nullable:
             return pa.nulls(rows, type_)
         if column.type == "list<int64>":
-            offsets = pa.array(np.zeros(rows + 1, dtype=np.int32))
-            return pa.ListArray.from_arrays(offsets, pa.array([], pa.int64()), type=type_)
+            return _empty_lists(rows, type_)
         if column.name not in _DEFAULTS:
             raise KeyError(f"the column {column.name} is missing")
     value = given.get(column.name, _DEFAULTS.get(column.name))
     if isinstance(value, Coded):
-        codes: NDArray[np.int32] = np.asarray(value.codes, dtype=np.int32)
-        null = codes < 0
-        coded = pa.DictionaryArray.from_arrays(
-            pa.array(codes, mask=null if null.any() else None), pa.array(value.texts, pa.string())
-        )
-        return coded if column.type == "dictionary" else coded.cast(type_)
+        array = coded(np.asarray(value.codes), value.texts)
+        return array if column.type == "dictionary" else array.cast(type_)
     if isinstance(value, Masked):
-        values = np.asarray(value.values)
-        return pa.array(values, mask=np.asarray(value.null, dtype=bool)).cast(type_)
+        return numbers(np.asarray(value.values), type_, np.asarray(value.null, dtype=bool))
     if isinstance(value, pa.Array | pa.ChunkedArray):
         array = value.combine_chunks() if isinstance(value, pa.ChunkedArray) else value
         return array if array.type == type_ else array.cast(type_)
     if value is None or isinstance(value, str | int | float):
         if column.type == "dictionary":
-            return _array(
-                column, type_, {column.name: Coded(np.zeros(rows), [str(value or "")])}, rows
-            )
-        return pa.array([value], type_).take(pa.array(np.zeros(rows, dtype=np.int64)))
-    if isinstance(value, np.ndarray):
-        return pa.array(value).cast(type_)
+            value = str(value or "")
+        return constant(value, type_, rows)
+    if isinstance(value, np.ndarray) and value.dtype.kind in "iufb":
+        return numbers(value, type_)
     return pa.array(value, type_)
+
+
+def _empty_lists(rows: int, type_: pa.DataType) -> pa.Array:
+    offsets = pa.py_buffer(np.zeros(rows + 1, dtype=np.int32))
+    nothing = numbers(np.zeros(0, dtype=np.int64), pa.int64())
+    return pa.Array.from_buffers(type_, rows, [None, offsets], children=[nothing])

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from tracelens.storage.arrays import table_of
 from tracelens.storage.jsonlines import dumps
 from tracelens.storage.tables import TABLES, arrow_schema
 
@@ -52,9 +53,7 @@ class EventRows:
     def tables(self) -> dict[str, pa.Table]:
         """Return the non-empty tables collected since the last call."""
         result = {
-            name: pa.Table.from_pylist(rows, schema=arrow_schema(name))
-            for name, rows in self._rows.items()
-            if rows
+            name: table_of(rows, arrow_schema(name)) for name, rows in self._rows.items() if rows
         }
         for rows in self._rows.values():
             rows.clear()

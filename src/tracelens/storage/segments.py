@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tracelens.storage.arrays import constant
 from tracelens.storage.checksum import file_crc32
 from tracelens.storage.manifest import Segment
 from tracelens.storage.tables import TABLES
@@ -113,7 +114,10 @@ def _zone(table: pa.Table) -> dict[str, int | None]:
             bounds = pc.min_max(table[column]).as_py()
             zone[f"{prefix}_lo"], zone[f"{prefix}_hi"] = bounds["min"], bounds["max"]
     if "nan_count" in table.column_names:
-        bad = pc.or_kleene(pc.greater(table["nan_count"], 0), pc.greater(table["inf_count"], 0))
+        zero = constant(0, pa.int64(), 1)[0]
+        bad = pc.or_kleene(
+            pc.greater(table["nan_count"], zero), pc.greater(table["inf_count"], zero)
+        )
         zone["nan_rows"] = pc.sum(bad).as_py() or 0
     return zone
 

@@ -6,9 +6,8 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
-import pyarrow as pa
-
 from tracelens.errors import TraceError
+from tracelens.storage.arrays import table_of
 from tracelens.storage.manifest import ShardState, read_shard, shard_files
 from tracelens.storage.segments import write_parquet
 from tracelens.storage.tables import TABLES, arrow_schema
@@ -33,7 +32,7 @@ def write_run_tables(run_dir: Path) -> None:
     shards = [{k: v for k, v in asdict(s).items() if k in shard_columns} for s in states]
     segments = [{"shard": s.shard, **asdict(item)} for s in states for item in s.segments]
     for name, rows in (("shards", shards), ("segments", segments)):
-        table = pa.Table.from_pylist(rows, schema=arrow_schema(name))
+        table = table_of(rows, arrow_schema(name))
         # Ranks that close at once each write their own view; the last one sees them all.
         temporary = run_dir / DIRECTORY / f".tmp-{name}-{os.getpid()}"
         write_parquet(name, table, temporary)
