@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -72,29 +73,29 @@ class Rows:
         self._codes = {name: array("i") for name in texts}
         self._floats = {name: array("d") for name in floats}
         self._texts = {name: Texts() for name in texts}
-        self._parts: list[Any] = [
-            *self._numbers.values(),
-            *self._codes.values(),
-            *self._floats.values(),
-        ]
-        self._of_texts = list(self._texts.values())
         self._n_numbers = len(self._numbers)
-        self._n_texts = len(self._codes)
+        # What a row calls, bound once.
+        self._number_parts = [part.append for part in self._numbers.values()]
+        self._text_parts = [
+            (self._codes[name].append, self._texts[name].code) for name in self._codes
+        ]
+        self._float_parts = [part.append for part in self._floats.values()]
 
     def __len__(self) -> int:
-        return len(self._parts[0])
+        return len(next(iter(self._numbers.values())))
 
     def add(self, *values: Any) -> None:
         """Add a row: numbers, then texts, then floats, each in the order they were named."""
-        numbers, texts = self._n_numbers, self._n_numbers + self._n_texts
-        for part, value in zip(self._parts[:numbers], values[:numbers], strict=True):
-            part.append(MISSING if value is None else value)
-        for part, known, value in zip(
-            self._parts[numbers:texts], self._of_texts, values[numbers:texts], strict=True
-        ):
-            part.append(known.code(value))
-        for part, value in zip(self._parts[texts:], values[texts:], strict=True):
-            part.append(np.nan if value is None else value)
+        for append, value in zip(self._number_parts, values, strict=False):
+            append(MISSING if value is None else value)
+        at = self._n_numbers
+        for append, code in self._text_parts:
+            append(code(values[at]))
+            at += 1
+        for append in self._float_parts:
+            value = values[at]
+            append(math.nan if value is None else value)
+            at += 1
 
     def number(self, name: str) -> NDArray[np.int64]:
         """Return a column of integers, NULL as ``MISSING``, shape (rows,)."""

@@ -39,21 +39,21 @@ def fields(data: bytes) -> Iterator[tuple[int, Value]]:
         tag = data[at]
         at += 1
         if tag >= 0x80:
-            tag, at = _varint(data, at - 1)
+            tag, at = varint(data, at - 1)
         kind = tag & 7
         if kind == VARINT:
             if at < end and (byte := data[at]) < 0x80:
                 at += 1
                 yield tag >> 3, byte
             else:
-                value, at = _varint(data, at)
+                value, at = varint(data, at)
                 yield tag >> 3, value
             continue
         if kind == BYTES:
             if at < end and (size := data[at]) < 0x80:
                 at += 1
             else:
-                size, at = _varint(data, at)
+                size, at = varint(data, at)
         elif kind == FIXED64:
             size = 8
         elif kind == FIXED32:
@@ -74,7 +74,7 @@ def varints(value: Value) -> list[int]:
         return [value]
     found, at = [], 0
     while at < len(value):
-        number, at = _varint(value, at)
+        number, at = varint(value, at)
         found.append(number)
     return found
 
@@ -122,7 +122,12 @@ def text(value: Value) -> str:
     return message(value).decode("utf-8", "replace")
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
+def varint(data: bytes, at: int) -> tuple[int, int]:
+    """Return the number that begins at a byte, and the byte after it.
+
+    Raises:
+        WireError: it does not end, or is too long.
+    """
     result = shift = 0
     try:
         while True:

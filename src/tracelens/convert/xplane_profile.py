@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from tracelens.convert.xplane_wire import (
     ABSOLUTE_NS,
@@ -152,10 +153,12 @@ def kernels(plane: Plane, start_ns: int) -> Iterator[ProfiledKernel]:
         if stream is None:
             continue
         begin_ns = begin_of(line, start_ns)
+        shared: dict[int, dict[str, Stat]] = {}
         for event in line.decoded():
             kind = plane.kinds.get(event.kind)
-            stats = plane.stats(kind.stats) if kind else {}
-            stats.update(plane.stats(event.stats))
+            if event.kind not in shared:
+                shared[event.kind] = plane.stats(kind.stats) if kind else {}
+            stats = {**shared[event.kind], **plane.stats(event.stats)}
             name = (kind.display or kind.name) if kind else ""
             if kind and line.name != _TPU_OPS and line.name != _TPU_ASYNC:
                 name = kind.name or kind.display
@@ -257,7 +260,7 @@ def _kernel(
     stats: dict[str, Stat],
     line: Line,
 ) -> ProfiledKernel:
-    details = dict(_DETAIL.findall(_text(stats.pop("kernel_details", ""))))
+    details = _details(_text(stats.pop("kernel_details", "")))
     copied = _text(stats.pop("memcpy_details", stats.pop("memset_details", "")))
     size = _SIZE.search(copied)
     corr = stats.pop("correlation_id", None)
@@ -266,7 +269,7 @@ def _kernel(
         stats["copy"] = copied
     return ProfiledKernel(
         name,
-        _kind(name, line),
+        _kind(name, line.name),
         device,
         stream,
         start_ns,
@@ -283,11 +286,17 @@ def _kernel(
     )
 
 
-def _kind(name: str, line: Line) -> str:
+@lru_cache(4096)
+def _details(text: str) -> dict[str, str]:
+    return dict(_DETAIL.findall(text))
+
+
+@lru_cache(4096)
+def _kind(name: str, line_name: str) -> str:
     lower = name.lower()
     if _COMM.search(name) or _COLLECTIVE.match(name):
         return "comm"
-    if lower.startswith("memcpy") or (line.name == _TPU_ASYNC and "copy" in lower):
+    if lower.startswith("memcpy") or (line_name == _TPU_ASYNC and "copy" in lower):
         return "memcpy"
     return "memset" if lower.startswith("memset") else "kernel"
 
