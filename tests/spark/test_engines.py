@@ -91,7 +91,7 @@ def test_every_table_and_view_holds_the_same_on_both_engines(duck: Engine, spark
 def _once(name: str) -> bool:
     """Whether a query is to be run: one of a collective's source is enough where it is the same."""
     _, _, source = name.partition("/")
-    return source in ("", "collectives") or name.startswith(("rank_waits", "clocks"))
+    return source in ("", "collectives") or name.startswith("clocks")
 
 
 @pytest.mark.parametrize("name", sorted(filter(_once, queries.portable())))

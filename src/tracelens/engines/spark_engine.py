@@ -53,7 +53,7 @@ rootLogger.appenderRef.none.ref = none
 """
 _LOCAL_SETTINGS = {
     # A laptop's worth of rows is soonest grouped by few tasks, and nobody outside need reach them.
-    "spark.sql.shuffle.partitions": "8",
+    "spark.sql.shuffle.partitions": "4",
     "spark.driver.bindAddress": "127.0.0.1",
     "spark.driver.host": "127.0.0.1",
 }
