@@ -142,6 +142,13 @@ def make(path: Path, events: int) -> int:
     return 2 * n + 2 * k + m
 
 
+def timed(analysis: Callable[[ProfileData], Any], data: ProfileData) -> tuple[float, float]:
+    """Return wall and CPU seconds of one analysis."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    analysis(data)
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--events", type=int, default=4_000_000)
@@ -152,17 +159,13 @@ def main() -> int:
         if not path.exists():
             print(f"{make(path, options.events)} events in {path}")
         slowest = 0.0
+        print(f"{'':20} {'wall s':>7} {'CPU s':>7}   again: {'wall s':>7} {'CPU s':>7}")
         for name, analysis in ANALYSES.items():
             with open_trace(path) as reader:
                 data = load_profile(reader)
-                begin = time.perf_counter()
-                analysis(data)
-                cold = time.perf_counter() - begin
-                begin = time.perf_counter()
-                analysis(data)
-                warm = time.perf_counter() - begin
-            slowest = max(slowest, 0 if "(all)" in name else cold)
-            print(f"{name:20} {cold:7.3f} s with reading  {warm:7.3f} s again")
+                cold, warm = timed(analysis, data), timed(analysis, data)
+            slowest = max(slowest, 0 if "(all)" in name else cold[0])
+            print(f"{name:20} {cold[0]:7.3f} {cold[1]:7.3f}          {warm[0]:7.3f} {warm[1]:7.3f}")
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(f"slowest single analysis {slowest:.3f} s, peak memory {peak:.0f} MiB")
     return 0

@@ -70,12 +70,12 @@ def device_flame(data: ProfileData, *, max_depth: int = 128) -> FlameAnswer | No
     key = key * len(kernels.texts("name")) + kernels.codes("name")
     _, first, group = np.unique(key, return_index=True, return_inverse=True)
     total = np.bincount(group, weights=durations(kernels)).astype(np.int64)
-    names, modules = kernels.texts("name"), data.ops.texts("module")
+    names, codes, modules = kernels.texts("name"), kernels.codes("name"), data.ops.texts("module")
     stacks: dict[tuple[str, ...], int] = defaultdict(int)
     for row, length in zip(first.tolist(), total.tolist(), strict=True):
         path = modules[module[row]].split(".") if module[row] >= 0 else []
         ops = paths[above[row]] if above[row] >= 0 else ()
-        stack = (*filter(None, path), *ops, names[int(kernels.codes("name")[row])])
+        stack = (*filter(None, path), *ops, names[int(codes[row])])
         stacks[stack] += length
     return _answer("device", "kernels", stacks)
 

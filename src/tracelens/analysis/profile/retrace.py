@@ -26,7 +26,8 @@ class StepRetrace(Answer):
     Attributes:
         step: its number.
         retraces: functions traced or compiled again, as the recording told.
-        compile_ns: time in it during which something compiled, as far as it was recorded.
+        compile_ns: time in it during which something compiled, as far as it was recorded, or what
+            the findings say that tracing took, whichever is more.
         excess_ns: by how much the step was longer than the median of the steps without retraces.
         causes: messages of the findings, at most three.
     """

@@ -114,6 +114,11 @@ def test_retraces_cost_their_compile_time_or_the_longer_step(
     ]
     assert (answer.retraces, answer.compile_ns, answer.cost_ns) == (2, 400, 1100)
     assert answer.steps[1].causes == ("shape changed",)
+    told = ProfileBuilder()
+    told.step(7, 0, 1000)
+    told.event("finding", {"rule": "retrace", "step": 7, "message": "x", "duration_ns": 300})
+    answer = retraces(told.load(path.with_name("told.tltrace")))
+    assert answer is not None and (answer.compile_ns, answer.cost_ns) == (300, 300)
     rules = {f["rule"]: f for f in profile_findings(build.load(path.with_name("again.tltrace")))}
     assert rules["recompile"]["step"] == 2, "the first step always compiles"
 
