@@ -60,7 +60,7 @@ def main() -> int:
             f"{len(alarms):>10}/{len(right)} {time.monotonic() - start:>8.0f}"
         )
         for name in sorted({*bugs} - {*failed} | {*alarms}):
-            print(f"  wrong: {name}: {told[name] if name in told else 'did not run'}")
+            print(f"  wrong: {name}: {told.get(name, 'did not run')}")
             wrong += 1
     return min(wrong, 1)
 
