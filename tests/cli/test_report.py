@@ -119,6 +119,27 @@ def test_a_hostile_trace_is_shown_and_stays_text(tmp_path: Path) -> None:
         Page(loaded._repr_html_()).assert_inert()
 
 
+@pytest.mark.parametrize(
+    "finding",
+    [
+        {"first_cause": {"op": "log"}},
+        {"first_cause": {"op": "log", "phase": 3, "why": [1], "step": "q", "inputs": 3}},
+        {"first_cause": {"op": "log", "phase": "forward", "why": "w"}, "data": {"samples": 3}},
+    ],
+)
+def test_a_finding_of_another_form_is_no_finding(
+    finding: dict[str, object], tmp_path: Path
+) -> None:
+    trace = tmp_path / "odd.tltrace"
+    with BulkShard(trace) as shard:
+        shard.event("finding", rule=3, severity="error", step=0, **finding)
+        shard.event("note", kind=[1], message={"a": 1})
+
+    report(trace)
+
+    assert main(["why", str(trace)]) == 0
+
+
 def test_a_page_of_a_large_trace_is_bounded_and_keeps_what_matters(tmp_path: Path) -> None:
     trace = wide(tmp_path / "wide.tltrace")
 

@@ -85,14 +85,31 @@ def is_finding(event: Event) -> bool:
     return (
         event.get("t") == "finding"
         and event.get("verdict") != STRUCTURAL
-        and (first is None or (isinstance(first, Mapping) and isinstance(first.get("op"), str)))
+        and (first is None or (isinstance(first, Mapping) and _is_cause(first)))
         and all(frame is None or _is_frame(frame) for frame in frames)
         and isinstance(path, list)
         and all(isinstance(entry, Mapping) for entry in path)
         and all(_is_frame(entry["source"]) for entry in path if entry.get("source") is not None)
         and isinstance(event.get("step", 0), int | None)
         and all(isinstance(event.get(key), Mapping | None) for key in ("sink", "data", "hidden_by"))
+        and _is_data(event.get("data") or {})
     )
+
+
+def _is_cause(first: Event) -> bool:
+    """Tell whether a stored first cause has what reports rely on: a trace may say anything."""
+    tensors = [first.get(key) or [] for key in ("inputs", "outputs")]
+    return (
+        all(isinstance(first.get(key), str) for key in ("op", "phase", "why"))
+        and all(isinstance(first.get(key), str | None) for key in ("module", "fix", "kind"))
+        and all(isinstance(first.get(key), int | None) for key in ("step", "rank", "op_id"))
+        and all(isinstance(each, list) for each in tensors)
+        and all(isinstance(tensor, Mapping) for each in tensors for tensor in each)
+    )
+
+
+def _is_data(data: Event) -> bool:
+    return all(isinstance(data.get(key), list | None) for key in ("samples", "sample_indices"))
 
 
 def _is_frame(frame: Any) -> bool:

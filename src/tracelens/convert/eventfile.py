@@ -14,7 +14,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from tracelens.convert.protowire import WireError, double, fields, message, signed, text
+from tracelens.convert.protowire import (
+    Value,
+    WireError,
+    double,
+    fields,
+    integer,
+    message,
+    signed,
+    text,
+)
 from tracelens.convert.tensorproto import tensor
 from tracelens.convert.tfrecord import records
 from tracelens.errors import ConfigError
@@ -23,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _VERSION = "brain.Event:2"
-_FLOAT = struct.Struct("<I")
+_FLOAT = struct.Struct("<f")
 _SCALARS = "scalars"
 
 
@@ -180,8 +189,8 @@ def _of_value(body: bytes, plugins: dict[str, str]) -> tuple[str, float | None]:
     for number, value in fields(body):
         if number == 1:
             tag = text(value)
-        elif number == 2 and isinstance(value, int):
-            scalar = float(struct.unpack("<f", _FLOAT.pack(value))[0])
+        elif number == 2:
+            scalar = _float(value)
         elif number == 8:
             held = message(value)
         elif number == 9:
@@ -195,6 +204,15 @@ def _of_value(body: bytes, plugins: dict[str, str]) -> tuple[str, float | None]:
         if array is not None and array.size == 1 and array.dtype.kind in "fiub":
             scalar = float(array.reshape(()))
     return tag, scalar
+
+
+def _float(value: Value) -> float:
+    """Return a fixed32 field as the float it stands for."""
+    bits = integer(value)
+    if bits >= 1 << 32:
+        raise WireError("a number of 4 bytes is too large")
+    found: float = _FLOAT.unpack(bits.to_bytes(4, "little"))[0]
+    return found
 
 
 def _plugin_of(metadata: bytes) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from plots_traces import HOSTILE, hostile, training
 from tracelens.cli import main
 from tracelens.convert.tensorboard_graph import node_names
 from tracelens.convert.tensorboard_values import histogram
+from tracelens.convert.tfrecord import records
 from tracelens.storage.bulk import BulkShard
 
 pytest.importorskip("tensorboard")
@@ -177,6 +179,27 @@ def test_a_file_without_a_sound_scalar_is_refused(
     (line,) = capsys.readouterr().err.splitlines()
     assert "nothing to import" in line
     assert not (tmp_path / "t.tltrace").exists()
+
+
+def test_events_of_any_form_with_sound_checksums_never_end_an_import(
+    logdir: Path, tmp_path: Path
+) -> None:
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    (whole,) = logdir.rglob("*tfevents*")
+    kept = list(records(whole, lambda damage: None))[:40]
+    chance = random.Random(0)
+    for trial in range(20):
+        file = tmp_path / f"events.out.tfevents.{trial}"
+        with file.open("wb") as target:
+            writer = RecordWriter(target)
+            for record in kept:
+                changed = bytearray(record)
+                for _ in range(chance.choice([0, 1, 3])):
+                    changed[chance.randrange(len(changed))] = chance.randrange(256)
+                writer.write(bytes(changed))
+        words = ["import", str(file), "-o", str(tmp_path / "t.tltrace"), "--force"]
+        assert main(words) in (0, 3)
 
 
 def test_scalars_of_torch_and_of_tensorflow_are_read(tmp_path: Path) -> None:
