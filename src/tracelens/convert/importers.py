@@ -47,7 +47,7 @@ class Result(Protocol):
         """What could not be read."""
 
 
-SEVERAL = ("kineto",)
+SEVERAL = ("kineto", "xplane", "nsys", "memory_snapshot")
 """Importers whose ``convert_files`` makes one trace of several files, a rank each."""
 
 

@@ -8,7 +8,7 @@ has one for each rank.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tracelens.convert._columns import Imported
@@ -59,15 +59,41 @@ def convert(
         TraceError: nothing there can be read.
         ConfigError: ``out_path`` exists.
     """
+    return convert_files([path], out_path, force=force, progress=progress, explain=explain)
+
+
+def convert_files(
+    paths: Sequence[Path],
+    out_path: Path,
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
+    explain: Explain | None = None,
+) -> Imported:
+    """Write several snapshots as the ranks of one trace; see ``convert``.
+
+    Args:
+        paths: files, or folders of snapshots; one timeline.
+        out_path: the trace to be made.
+        force: replace a trace that is there.
+        progress: called with ``(files done, files in all, what)``.
+        explain: not used: there are no values.
+
+    Raises:
+        TraceError: nothing there can be read.
+        ConfigError: ``out_path`` exists.
+    """
     problems: list[str] = []
-    if path.is_file() and not _is_pickle(path):
+    path = paths[0]
+    if len(paths) == 1 and path.is_file() and not _is_pickle(path):
         return _timeline(path, out_path, force, problems)
+    files = [file for each in paths for file in _files(each)]
     snapshots: dict[int, tuple[Path, dict[str, object]]] = {}
-    for file in _files(path):
+    for file in files:
         try:
             found = _snapshot(file)
         except TraceError as error:
-            if path.is_file():
+            if len(files) == 1:
                 raise
             problems.append(str(error))
             continue

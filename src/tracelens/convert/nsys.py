@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,14 +73,36 @@ def convert(
         TraceError: nothing there can be read.
         ConfigError: ``out_path`` exists.
     """
-    if path.suffix == ".nsys-rep":
-        raise TraceError(
-            f"{path}: Nsight's own format; export it first: nsys export --type sqlite {path.name}"
-        )
+    return convert_files([path], out_path, force=force, progress=progress, explain=explain)
+
+
+def convert_files(
+    paths: Sequence[Path],
+    out_path: Path,
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
+    explain: Explain | None = None,
+) -> Imported:
+    """Write several exports as the ranks of one trace; see ``convert``.
+
+    Args:
+        paths: files, or folders of files.
+        out_path: the trace to be made.
+        force: replace a trace that is there.
+        progress: called with ``(processes done, processes in all, what)``.
+        explain: not used: there are no values.
+
+    Raises:
+        TraceError: nothing there can be read.
+        ConfigError: ``out_path`` exists.
+    """
     problems: list[str] = []
-    processes = _processes(path, problems)
+    files = [file for path in paths for file in _files(path)]
+    processes = _processes(files, problems)
     if not processes:
-        raise TraceError(problems[-1] if problems else f"{path}: no process that ran anything")
+        reason = problems[-1] if problems else f"{paths[0]}: no process that ran anything"
+        raise TraceError(reason)
     epoch_ns = min(each.epoch_ns for each in processes)
     ops = steps = kernels = rows = 0
     with fresh_trace(out_path, force=force) as directory:
@@ -107,7 +129,7 @@ def convert(
             ops, kernels = ops + made.ops, kernels + made.kernels
             steps, rows = max(steps, made.steps), rows + shard.rows
         if not rows:
-            raise TraceError(f"{path}: {problems[-1] if problems else 'the export holds no event'}")
+            raise TraceError(f"{paths[0]}: the export holds no event")
     return Imported(ops, steps, 0, tuple(problems[:_MAX_TOLD]), kernels, rows)
 
 
@@ -125,8 +147,20 @@ def _is_export(path: Path) -> bool:
         return path.suffix == ".sqlite" and path.exists()
 
 
-def _processes(path: Path, problems: list[str]) -> list[_Process]:
-    files = [path] if path.is_file() else sorted(path.glob("*.sqlite"))
+def _files(path: Path) -> list[Path]:
+    """Return the exports at a path.
+
+    Raises:
+        TraceError: it is a report that was not exported.
+    """
+    if path.suffix == ".nsys-rep":
+        raise TraceError(
+            f"{path}: Nsight's own format; export it first: nsys export --type sqlite {path.name}"
+        )
+    return [path] if path.is_file() else sorted(path.glob("*.sqlite"))
+
+
+def _processes(files: list[Path], problems: list[str]) -> list[_Process]:
     found: list[_Process] = []
     for file in files:
         try:

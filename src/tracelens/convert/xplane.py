@@ -8,7 +8,7 @@ columns of numbers, one host at a time.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tracelens.convert._columns import Imported
@@ -21,7 +21,7 @@ from tracelens.convert.xplane_wire import ABSOLUTE_NS, Space, space
 from tracelens.errors import TraceError
 from tracelens.storage.bulk import BulkShard
 
-__all__ = ["Profile", "ProfiledKernel", "ProfiledOp", "convert", "read", "sniff"]
+__all__ = ["Profile", "ProfiledKernel", "ProfiledOp", "convert", "convert_files", "read", "sniff"]
 
 Progress = Callable[[int, int, str], None]
 
@@ -59,11 +59,35 @@ def convert(
         TraceError: nothing there can be read.
         ConfigError: ``out_path`` exists.
     """
+    return convert_files([path], out_path, force=force, progress=progress, explain=explain)
+
+
+def convert_files(
+    paths: Sequence[Path],
+    out_path: Path,
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
+    explain: Explain | None = None,
+) -> Imported:
+    """Write the profiles of several hosts as one trace; see ``convert``.
+
+    Args:
+        paths: files, or the profiler's folders.
+        out_path: the trace to be made.
+        force: replace a trace that is there.
+        progress: called with ``(bytes read, bytes in all, what)``.
+        explain: not used: a profile holds no values.
+
+    Raises:
+        TraceError: nothing there can be read.
+        ConfigError: ``out_path`` exists.
+    """
     problems: list[str] = []
-    files = _distinct(_files(path, problems), problems)
-    epoch_ns, files = _epoch(files, problems)
+    given = [file for path in paths for file in _files(path, problems)]
+    epoch_ns, files = _epoch(_distinct(given, problems), problems)
     if not files:
-        raise TraceError(problems[-1] if problems else f"{path}: no {_ENDING} file there")
+        raise TraceError(problems[-1] if problems else f"{paths[0]}: no {_ENDING} file there")
     total = sum(each.stat().st_size for each in files)
     ops = steps = kernels = rows = done = 0
     with fresh_trace(out_path, force=force) as directory:
@@ -92,7 +116,7 @@ def convert(
             steps, rows = max(steps, made.steps), rows + shard.rows
             done += file.stat().st_size
         if not rows:
-            raise TraceError(f"{path}: the profile holds no event")
+            raise TraceError(f"{paths[0]}: the profile holds no event")
     return Imported(ops, steps, 0, tuple(problems[:_MAX_TOLD]), kernels, rows)
 
 

@@ -178,6 +178,13 @@ def test_a_folder_has_a_rank_for_each_file_and_the_same_rank_twice_is_told(tmp_p
         ]  # fmt: skip
 
 
+def test_several_exports_given_to_the_command_are_the_ranks_of_one_trace(tmp_path: Path) -> None:
+    files = [str(export(tmp_path / f"rank_{rank}.sqlite")) for rank in (1, 0)]
+    assert main(["import", *files, "-o", str(tmp_path / "t")]) == 0
+    with open_trace(tmp_path / "t") as trace:
+        assert trace.ranks() == [0, 1]
+
+
 def test_a_damaged_export_keeps_what_can_be_read(tmp_path: Path) -> None:
     path = export(tmp_path / "a.sqlite")
     with closing(sqlite3.connect(path)) as connection:
