@@ -8,6 +8,7 @@ it, and at the other levels, in Python (``handler.PythonRecorder``).
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -107,7 +108,8 @@ class DispatchEngine:
         self._records = OpWriter(session.writer)
         self._own_sites: dict[tuple[Any, ...], int] = {}
         self._values: ValueCapture | None = None
-        self._entered: set[int] = set()
+        # Threads, not their numbers: the next thread gets the number of one that ended.
+        self._entered: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
         self._left = False
         self._hits_before = 0
         self._noted = False
@@ -177,7 +179,7 @@ class DispatchEngine:
         if self._left:
             # The update before raised, so nobody told of its end.
             self.end_update()
-        elif threading.get_ident() not in self._entered:
+        elif threading.current_thread() not in self._entered:
             self._enter()
 
     def end_step(self, step: int) -> dict[str, float]:
@@ -367,7 +369,7 @@ class DispatchEngine:
 
     def _enter(self) -> None:
         self._mode.__enter__()
-        self._entered.add(threading.get_ident())
+        self._entered.add(threading.current_thread())
         self._recorder.resume()
 
     def _exit(self) -> bool:
@@ -375,7 +377,7 @@ class DispatchEngine:
         if _get_current_dispatch_mode() is not self._mode:
             return False
         self._mode.__exit__(None, None, None)
-        self._entered.discard(threading.get_ident())
+        self._entered.discard(threading.current_thread())
         return True
 
     # What the recorders tell

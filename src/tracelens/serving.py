@@ -126,7 +126,11 @@ class Guard:
                 session = answers.session(self._path)
                 if session is not None:
                     answers.begin(session)
-                result = await function(*args, **kwargs)
+                try:
+                    result = await function(*args, **kwargs)
+                finally:
+                    if session is not None:
+                        answers.done()
                 self._judge(session, result, [])
                 return result
 
@@ -150,8 +154,11 @@ class Guard:
             self._judge(None, result, [])
             return result
         answers.begin(session)
-        with _collecting() as reported:
-            result = function(*args, **kwargs)
+        try:
+            with _collecting() as reported:
+                result = function(*args, **kwargs)
+        finally:
+            answers.done()
         self._judge(session, result, reported)
         return result
 

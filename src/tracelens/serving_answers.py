@@ -58,6 +58,9 @@ def leaves(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, An
             yield from leaves(item, f"{name}.{key}" if name else str(key), depth + 1)
 
 
+_RENEWED_S = 60.0
+
+
 class Answers:
     """Judges the answers of every guard of the process.
 
@@ -74,6 +77,8 @@ class Answers:
         self._refilled = 0.0
         self._cost_s = 0.01
         self._last: Finding | None = None
+        self._renewed = time.monotonic()
+        self._running = 0
 
     def session(self, path: str | os.PathLike[str] | None) -> Session | None:
         """Return the session to record into; None if nothing can be recorded.
@@ -91,9 +96,16 @@ class Answers:
         return current
 
     def begin(self, session: Session) -> None:
-        """A request begins in a session: if it is a guard's own, it is counted."""
+        """A request begins in a session: if it is a guard's own, it has a number there."""
         if session is self._own:
             session.next_request()
+        with self._lock:
+            self._running += 1
+
+    def done(self) -> None:
+        """The model of a request that `begin` was called for has answered, or failed."""
+        with self._lock:
+            self._running -= 1
 
     def find(self, session: Session | None, name: str, answer: Any) -> list[dict[str, Any]]:
         """Return the sinks of an answer: one for each part that holds a NaN or an Inf.
@@ -125,6 +137,11 @@ class Answers:
         if session is None or not self._may_explain():
             return self._unexplained(session, sink), False
         started = time.monotonic()
+        due = started - self._renewed > _RENEWED_S and not self._running
+        if due and session is self._own:
+            # Backends look into so many failures and no more: a server runs longer than a training.
+            self._renewed = started
+            session.observers.renew()
         try:
             finding, first = session.explain_answer(sink)
         except Exception as error:
