@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tracelens.convert._lanes import Lanes
-from tracelens.convert._timeline_args import mark_name, op_args, op_key_args
+from tracelens.convert._timeline_args import mark_name, op_args, op_key_args, plain
 from tracelens.convert._timeline_rows import Links, rows
 
 if TYPE_CHECKING:
@@ -160,7 +160,9 @@ class _Rank:
     def _write_steps(self) -> None:
         for step in self._reader.steps(self._first, self._last, rank=self._rank):
             if _is_time(step.get("start_ns")):
-                args = _filled(**{key: step.get(key) for key in ("n_ops", "hits", "scalars")})
+                args = plain(
+                    _filled(**{key: step.get(key) for key in ("n_ops", "hits", "scalars")})
+                )
                 start = step["start_ns"] + self._offset_ns
                 duration = step.get("duration_ns")
                 duration = max(0, duration) if isinstance(duration, int) else 0
@@ -268,7 +270,7 @@ class _Rank:
                 at = int(start or 0) + self._offset_ns
             else:
                 at = starts.get(op_id, 0) if isinstance(op_id, int) else 0
-            args = {key: value for key, value in event.items() if key != "t"}
+            args = plain({key: value for key, value in event.items() if key != "t"})
             category = str(event.get("t", "note"))
             what = Slice(mark_name(event), at, None, category, args, scope="p")
             self._sink.slice(self._pid, MARKS_TID, what)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -50,3 +51,14 @@ def _tensor_text(tensor: TensorRecord) -> str:
         stats = tensor.stats
         text += f" nan={stats.nan} +inf={stats.posinf} -inf={stats.neginf}"
     return text
+
+
+def plain(value: Any) -> Any:
+    """Replace the floats that JSON cannot hold by their names."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value

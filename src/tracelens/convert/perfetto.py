@@ -14,7 +14,10 @@ from __future__ import annotations
 import json
 import math
 import os
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TextIO
+
+import msgspec
 
 from tracelens.convert._output import new_file
 from tracelens.convert._timeline import Slice, write
@@ -97,14 +100,14 @@ class _Writer:
     def slice(self, pid: int, tid: int, what: Slice) -> None:
         """Write a slice or an instant, and the flows that touch it."""
         place = f'"pid":{pid},"tid":{tid},"ts":{microseconds(what.start_ns)}'
-        ending = f',"cat":{_text(what.category)}'
+        ending = f',"cat":{_name(what.category)}'
         if what.args:
-            ending += f',"args":{_text(_plain(what.args))}'
+            ending += f',"args":{_text(what.args)}'
         if what.duration_ns is None:
-            self._line(f'"ph":"i","name":{_text(what.name)},{place},"s":"{what.scope}"{ending}')
+            self._line(f'"ph":"i","name":{_name(what.name)},{place},"s":"{what.scope}"{ending}')
             return
         duration = microseconds(what.duration_ns)
-        self._line(f'"ph":"X","name":{_text(what.name)},{place},"dur":{duration}{ending}')
+        self._line(f'"ph":"X","name":{_name(what.name)},{place},"dur":{duration}{ending}')
         if what.duration_ns:
             # A viewer finds a flow's slice as the one that is open at its time.
             for flow in what.leaves:
@@ -114,10 +117,10 @@ class _Writer:
 
     def counter(self, pid: int, name: str, unit: str, t_ns: int, value: float) -> None:
         """Write a counter's value."""
-        key = _text(unit or "value")
+        key = _name(unit or "value")
         number = value if math.isfinite(value) else 0
         self._line(
-            f'"ph":"C","name":{_text(name)},"pid":{pid},"tid":0,"ts":{microseconds(t_ns)},'
+            f'"ph":"C","name":{_name(name)},"pid":{pid},"tid":0,"ts":{microseconds(t_ns)},'
             f'"args":{{{key}:{number!r}}}'
         )
 
@@ -135,16 +138,14 @@ class _Writer:
         self._separator = ",\n"
 
 
-def _plain(value: Any) -> Any:
-    """Replace the floats JSON cannot hold by their names."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value
+@lru_cache(1 << 14)
+def _name(text: str) -> str:
+    return _text(text)
 
 
 def _text(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    """Return a value of strings, finite numbers, lists and dicts as JSON."""
+    try:
+        return msgspec.json.encode(value).decode()
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can escape and UTF-8 not hold
+        return json.dumps(value, separators=(",", ":"))
