@@ -77,11 +77,15 @@ def retraces(data: ProfileData) -> RetraceAnswer | None:
         events = told.get(int(steps.step[at]), [])
         excess = max(int(steps.duration_ns[at]) - usual, 0) if usual is not None else 0
         causes = tuple(str(event.get("message", "")) for event in events[:3])
-        found.append(StepRetrace(int(steps.step[at]), len(events), int(inside[at]), excess, causes))
+        said = sum(
+            length for event in events if isinstance(length := event.get("duration_ns"), int)
+        )
+        compile_ns = max(int(inside[at]), said)
+        found.append(StepRetrace(int(steps.step[at]), len(events), compile_ns, excess, causes))
     return RetraceAnswer(
         tuple(found),
         sum(len(events) for events in told.values()),
-        compiling.total,
+        sum(step.compile_ns for step in found),
         sum(max(step.compile_ns, step.excess_ns) for step in found),
     )
 
