@@ -275,6 +275,8 @@ class Steps:
             "hits": hits,
             "scalars": scalars,
         }
+        if session.config.profile and not session.config.is_active(self.current):
+            self._ended["profiled"] = False
         session.observers.after_step(self.current)
 
     def _tell_so_far(self) -> None:

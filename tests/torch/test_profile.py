@@ -19,6 +19,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity
 
 import tracelens as tl
+from tracelens.analysis.profile.data import load_profile
 from tracelens.events import OpFlag
 from tracelens.storage.reader import open_trace
 from tracelens.storage.recovery import repair
@@ -178,6 +179,8 @@ def test_only_the_steps_of_the_schedule_are_profiled(tmp_path: Path) -> None:
     assert rows(tmp_path / "t", "SELECT DISTINCT step FROM ops ORDER BY step") == [
         (2,), (3,), (6,), (7,),
     ]  # fmt: skip
+    with open_trace(tmp_path / "t") as trace:
+        assert load_profile(trace).steps.step.tolist() == [2, 3, 6, 7]
     ids = rows(tmp_path / "t", "SELECT count(*), count(DISTINCT span_id) FROM spans")
     assert ids[0][0] == ids[0][1] > 0
 

@@ -83,13 +83,18 @@ class ProfileData:
 
     @cached_property
     def steps(self) -> StepTable:
-        """The selected steps, or one that spans everything if none was marked."""
+        """The selected steps that were profiled, or one that spans everything if none was marked.
+
+        A schedule leaves steps out: nothing of them was recorded, which is not idle time.
+        """
         first, end = self.selected or (None, None)
         last = None if end is None else end - 1
         rows = [
             (event["start_ns"], event["start_ns"] + event["duration_ns"], event["step"])
             for event in self.reader.steps(first, last, rank=self.rank)
-            if isinstance(event.get("start_ns"), int) and isinstance(event.get("duration_ns"), int)
+            if isinstance(event.get("start_ns"), int)
+            and isinstance(event.get("duration_ns"), int)
+            and event.get("profiled") is not False
         ]
         if rows:
             start, stop, step = np.array(sorted(rows), dtype=np.int64).T
