@@ -181,6 +181,31 @@ def test_a_profile_is_told_with_the_use_of_its_device_and_is_not_called_clean(
     assert "gemm" in words
 
 
+def test_a_nan_of_any_rank_is_shown_and_one_rank_can_be_chosen(tmp_path: Path) -> None:
+    trace = tmp_path / "ranks.tltrace"
+    for rank in range(2):
+        with BulkShard(trace, rank=rank, world_size=2) as shard:
+            shard.write(
+                "ops",
+                {
+                    "op_id": np.arange(3),
+                    "step": np.arange(3),
+                    "ord": np.zeros(3),
+                    "name": "mm",
+                    "module": "encoder",
+                    "phase": "backward",
+                    "start_ns": np.arange(3),
+                    "numel": np.ones(3),
+                    "nan_count": np.array([0, 0, rank]),
+                    "inf_count": np.zeros(3),
+                    "l2": np.ones(3),
+                },
+            )
+
+    assert "NaN and Inf elements in the outputs of 1 module" in report(trace)
+    assert "No op that was looked at had a NaN" in report(trace, "--rank", "0")
+
+
 def test_an_existing_page_is_kept_unless_forced(
     bad_trace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

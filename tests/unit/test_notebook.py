@@ -18,10 +18,12 @@ torch = pytest.importorskip("torch")
 @pytest.fixture
 def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     from IPython.core.interactiveshell import InteractiveShell
+    from traitlets.config import Config
 
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.chdir(tmp_path)
-    made = InteractiveShell.instance()
+    # Its history would be written when the tests end, into a folder that is gone by then.
+    made = InteractiveShell.instance(config=Config({"HistoryManager": {"enabled": False}}))
     made.reset()
     made.run_cell("import torch, tracelens as tl\n%load_ext tracelens")
     yield made
