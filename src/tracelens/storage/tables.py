@@ -118,7 +118,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("step", "int64", "training step", True),
         Column("op_id", "int64", "op concerned", True),
         Column("t_ns", "int64", "when, ns since the manifest's epoch_unix_ns", True),
-        Column("kind", "dictionary", "'sink', 'finding', 'note' or 'data'"),
+        Column("kind", "dictionary", "'sink', 'finding', 'note', 'data' or 'scalars'"),
         Column("name", "dictionary", "what of that kind (sink's name, rule, note's kind)", True),
         Column("severity", "dictionary", "'info', 'warning' or 'error'", True),
         Column("message", "string", "one sentence", True),
