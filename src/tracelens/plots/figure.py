@@ -163,10 +163,10 @@ def _heat_map(figure: Any, axes: Any, found: HeatMap) -> None:
             middle = (edges[column] + edges[column + 1]) / 2
             marks.setdefault(key, []).append((middle, row + 0.5))
     for (marker, colour, label), places in marks.items():
-        xs, ys = zip(*places, strict=True)
+        across, down = zip(*places, strict=True)
         hollow = {"facecolors": "none"} if marker == "D" else {}
         shade = {"edgecolors": colour} if hollow else {"color": colour}
-        axes.scatter(xs, ys, marker=marker, s=14, lw=1.0, label=label, **hollow, **shade)
+        axes.scatter(across, down, marker=marker, s=14, lw=1.0, label=label, **hollow, **shade)
     if marks:
         axes.legend(fontsize=7, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False)
     axes.set_ylim(rows, 0)
