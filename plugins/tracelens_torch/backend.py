@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -337,8 +337,16 @@ class TorchBackend:
     def _start_profile(self, session: Session) -> None:
         from tracelens_torch.profile import ProfileWatch
 
-        self._profile = ProfileWatch(session, self._modules)
-        self._uninstall.append(self._profile.install())
+        engine = self._running()
+        self._profile = watch = ProfileWatch(session, self._modules)
+        self._uninstall.append(watch.install())
+        register_data = engine.register_data
+
+        def register(tensors: Sequence[torch.Tensor], name: str) -> int:
+            watch.owners.inputs(tensors)
+            return register_data(tensors, name)
+
+        engine.register_data = register  # type: ignore[method-assign]
 
     def _running(self) -> Engine:
         if self._engine is None:

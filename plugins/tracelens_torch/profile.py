@@ -145,6 +145,9 @@ class ProfileWatch:
 
     def abandon(self) -> None:
         """In a forked child: forget the stretch."""
+        if self._stretch is not None:
+            # Kineto would go on collecting what nobody will ever ask this process for.
+            torch.autograd._enable_record_function(False)
         self._stretch = None
 
     def _build_reader(self) -> None:

@@ -17,6 +17,7 @@ import torch
 from kineto_json import events_of
 from torch import nn
 from torch.profiler import ProfilerActivity
+from torch.utils.data import DataLoader, Dataset
 
 import tracelens as tl
 from tracelens.analysis.profile.data import load_profile
@@ -279,6 +280,36 @@ def test_the_readers_in_cpp_and_in_python_tell_the_same() -> None:
             assert np.array_equal(one, other), name
     for name in profile_events.Allocations.__slots__:
         assert np.array_equal(getattr(fast.allocations, name), getattr(slow.allocations, name))
+
+
+class Rows(Dataset[torch.Tensor]):
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.full((32,), float(index)).sin()
+
+
+def test_workers_of_a_dataloader_are_left_alone_and_its_batches_are_inputs(tmp_path: Path) -> None:
+    training = Training()
+
+    with tl.trace(tmp_path / "t", profile=True, quiet=True) as session:
+        for batch in DataLoader(Rows(), batch_size=16, num_workers=1):
+            training.batch = batch
+            training.step()
+            session.step()
+    # Batches of workers are in memory that they share; of this process's own, in its allocator's.
+    with tl.trace(tmp_path / "own", profile=True, quiet=True) as session:
+        for batch in DataLoader(Rows(), batch_size=16):
+            training.batch = batch
+            training.step()
+            session.step()
+    steps = rows(tmp_path / "t", "SELECT DISTINCT step FROM ops WHERE name = 'aten::addmm'")
+    assert sorted(steps) == [(0,), (1,), (2,), (3,)]
+    assert rows(tmp_path / "t", "SELECT count(*) FROM ops WHERE name = 'aten::sin'") == [(0,)]
+    assert rows(tmp_path / "t", "SELECT count(*) > 0 FROM spans WHERE kind = 'data'") == [(True,)]
+    owners = rows(tmp_path / "own", "SELECT DISTINCT owner FROM memory WHERE size_bytes = 2048")
+    assert ("input",) in owners
 
 
 KILLED = """
