@@ -62,3 +62,39 @@ def test_a_break_takes_the_terminal_from_the_capture_and_gives_it_back(tmp_path:
     assert "went on" not in said, "a passing test's output is captured again"
     assert "1 passed" in said
     assert status == 0
+
+WATCHED = """
+import torch
+
+def loss_of(x):
+    return torch.log(x - 5).sum()
+
+def test_sink():
+    weight = torch.ones(3, requires_grad=True)
+    optimizer = torch.optim.SGD([weight], 0.1)
+    loss_of(weight).backward()
+    optimizer.step()
+
+def test_left():
+    logits = torch.ones(2)
+    loss_of(logits)
+"""
+
+
+def test_with_pdb_a_watched_test_stops_at_the_users_line_and_says_what_was_found(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "test_user.py").write_text(WATCHED)
+    arguments = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--nan=fail", "--pdb"]
+    talk = Conversation([*arguments, "test_user.py"], tmp_path)
+    said = talk.reach_prompt()
+    assert "tracelens: aten::log produced 3 NaN (of 3) at test_user.py:5" in said
+    assert "test_sink()" in said
+    assert "requires_grad=True" in talk.ask("p weight")
+    assert "test_user.py:5" in talk.ask("why")
+    # The second test used the value nowhere: the prompt stands at the line that made it.
+    said = talk.ask("c")
+    assert "tracelens: aten::log produced 2 NaN (of 2) at test_user.py:5" in said
+    assert "return torch.log(x - 5).sum()" in said
+    said, _ = talk.leave("q")
+    assert "2 failed" in said
