@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from tracelens.errors import TraceError
 
-PIECE_BYTES = 8 << 20
+PIECE_BYTES = 4 << 20
 """Unpacked bytes handed out at a time; what is decoded of them is what is held."""
 
 _READ_BYTES = 1 << 20

@@ -78,7 +78,8 @@ class Table:
             if isinstance(given, np.ndarray):
                 part = given.astype(kind, copy=False)
             elif isinstance(given, int | float):
-                part = np.full(rows, given, dtype=kind)
+                # A view of one number: a column that no event has costs nothing.
+                part = np.broadcast_to(np.array(given, dtype=kind), rows)
             else:
                 part = numbers(given, kind)
             self._parts[name].append(part)
@@ -88,8 +89,7 @@ class Table:
         """Return a column whole, shape (rows,)."""
         parts = self._parts[name]
         if len(parts) != 1:
-            whole = np.concatenate(parts) if parts else np.zeros(0, dtype=self._types[name])
-            self._parts[name] = [whole]
+            self._parts[name] = [self._joined(parts, self._types[name])]
         return self._parts[name][0]
 
     def drop(self, name: str) -> NDArray[Any]:
@@ -97,6 +97,13 @@ class Table:
         whole = self.take(name)
         self._parts[name] = []
         return whole
+
+    def _joined(self, parts: list[NDArray[Any]], kind: np.dtype[Any]) -> NDArray[Any]:
+        if not parts:
+            return np.zeros(0, dtype=kind)
+        if all(part.strides == (0,) and part[0] == parts[0][0] for part in parts if len(part)):
+            return np.broadcast_to(parts[0][0], self.rows)
+        return np.concatenate(parts)
 
     def keep(self, rows: NDArray[np.bool_]) -> None:
         """Forget the rows that are not marked."""

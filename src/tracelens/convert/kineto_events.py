@@ -97,6 +97,7 @@ class Collected:
         self.metadata = 0
         self.count = 0
         self._kinds: dict[str, Kind] = {}
+        self._needs_arrows = False
 
     def add(self, events: Events) -> None:
         """Add events in the file's order."""
@@ -108,11 +109,12 @@ class Collected:
             except KeyError:
                 groups[key] = [event]
         self.count += len(events)
+        arrows = [key for key in groups if key[0] in ("s", "f")]
         for (phase, category), group in groups.items():
             if phase == "X":
                 self._complete(category, group)
             elif phase in ("s", "f"):
-                self._arrows(category, group, phase == "f")
+                continue
             elif phase in ("i", "I", "R"):
                 self._instants(group)
             elif phase in ("B", "E"):
@@ -125,6 +127,8 @@ class Collected:
                 self.problems.add(f"events of the kind {phase!r} are not imported", len(group))
             else:
                 self.problems.add("events that say no kind are left out", len(group))
+        for key in arrows:
+            self._arrows(key[1], groups[key], key[0] == "f")
 
     def _complete(self, category: str | None, events: list[Any]) -> None:
         kind = self._kinds.get(category or "")
@@ -188,12 +192,16 @@ class Collected:
     def _device(self, kind: Kind, rows: int, events: list[Any], columns: dict[str, Any]) -> None:
         args: list[DeviceArgs] = self._args(events, DeviceArgs)
         size = np.array([max(each.bytes, each.size) for each in args], dtype=np.int64)
+        corr = [each.correlation for each in args]
+        if not all(corr):
+            # Only arrows can tell which call launched it.
+            self._needs_arrows = True
         self.device.add(
             rows,
             kind=int(kind),
             device=[each.device for each in args],
             stream=[each.stream for each in args],
-            corr=[each.correlation for each in args],
+            corr=corr,
             external=[each.external or each.old_external for each in args],
             size_bytes=size,
             occupancy=np.array([each.occupancy for each in args], dtype=np.float32),
@@ -273,6 +281,8 @@ class Collected:
         if name in FORWARD_BACKWARD:
             role = 0
         elif name in LAUNCHES:
+            if not self._needs_arrows:
+                return
             role = 2
         else:
             self.problems.add(f"arrows of the category {category!r} are not imported", len(events))

@@ -178,12 +178,12 @@ class ProfileFile:
         of_device[of_device] = others >= SYNC
         # A stream may have the number of a thread: it is none.
         thread[of_device] += n_threads
-        corr = np.zeros(rows, dtype=np.int64)
         fact = np.full(rows, -1, dtype=np.int32)
         before_ops = tables[0].rows + tables[1].rows
         before_calls = before_ops + found.ops.rows
         fact[before_ops:before_calls] = np.arange(found.ops.rows, dtype=np.int32)
-        corr[before_calls : before_calls + found.runtime.rows] = found.runtime.drop("corr")
+        calls = slice(before_calls, before_calls + found.runtime.rows)
+        fact[calls] = np.arange(found.runtime.rows, dtype=np.int32)
         fact[rows - found.others.rows :] = found.others.drop("args")
         return HostRanges(
             np.concatenate([*kinds, others]),
@@ -191,8 +191,8 @@ class ProfileFile:
             thread,
             start,
             start + np.concatenate([table.drop("duration_ns") for table in tables]),
-            corr,
             fact,
+            found.runtime.drop("corr"),
         )
 
     def _facts(self) -> tuple[OpFacts, Texts, list[Collective], Codes]:
@@ -214,8 +214,8 @@ class ProfileFile:
             ops.drop("shapes"),
             ops.drop("types"),
             ops.drop("values"),
-            np.append(of_stack, -1)[stack].astype(np.int32),
-            np.array([*of_modules, -1], dtype=np.int32)[module],
+            _mapped(stack, of_stack.tolist()),
+            _mapped(module, of_modules),
         )
         users = np.array([is_users(frame.file) for frame in frames], dtype=np.bool_)
         texts = Texts(Names.of(names), frames, of_name, users, list(paths))
@@ -351,6 +351,11 @@ class ProfileFile:
         chosen_sources = sources[order[at]]
         good = (start[order[at]] == finish) & (sinks >= 0) & (chosen_sources >= 0)
         return sinks[good], chosen_sources[good]
+
+
+def _mapped(codes: Codes, to: Sequence[int]) -> Codes:
+    """Return other numbers of the same texts; -1 stays."""
+    return np.array([*to, -1], dtype=np.int32)[codes] if to else codes
 
 
 def _rows_at(host: HostRanges, keys: NDArray[np.int64]) -> Ints:

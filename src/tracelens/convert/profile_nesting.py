@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,19 @@ Places = NDArray[np.int32]
 """Places of other rows, -1 for none."""
 
 
-def nesting_order(thread: NDArray[Any], start_ns: Ints, end_ns: Ints, rank: NDArray[Any]) -> Ints:
+def nesting_order(
+    thread: NDArray[Any],
+    start_ns: Ints,
+    end_ns: Ints,
+    rank: Callable[[Ints], NDArray[Any]],
+) -> Ints:
     """Return rows by thread and start, an outer range before those inside it.
 
     Args:
         thread: number of the thread, shape (n,).
         start_ns: shape (n,).
         end_ns: shape (n,).
-        rank: which of two equal ranges is the outer one, the smaller, shape (n,).
+        rank: gives of rows a number each: of two equal ranges the one with the smaller is outside.
     """
     if not len(start_ns):
         return np.zeros(0, dtype=np.int64)
@@ -30,7 +36,7 @@ def nesting_order(thread: NDArray[Any], start_ns: Ints, end_ns: Ints, rank: NDAr
     tied = np.flatnonzero(np.r_[same, False] | np.r_[False, same])
     if len(tied):
         rows = order[tied]
-        order[tied] = rows[np.lexsort((rank[rows], -end_ns[rows], ordered[tied]))]
+        order[tied] = rows[np.lexsort((rank(rows), -end_ns[rows], ordered[tied]))]
     return order
 
 

@@ -49,7 +49,7 @@ _DATA, _FORWARD, _BACKWARD, _OPTIMIZER = 1, 2, 3, 4
 
 @dataclass(slots=True)
 class HostRanges:
-    """What ran on the host, and named ranges of devices; every array has shape (n,).
+    """What ran on the host, and named ranges of devices; every array but ``corr`` has shape (n,).
 
     Times are ns since the trace's epoch. -1 stands for what is not known.
 
@@ -59,8 +59,9 @@ class HostRanges:
         thread: number of the thread; a device's streams have numbers of their own.
         start_ns: when it began.
         end_ns: when it ended.
-        corr: correlation id of a call of the runtime, 0 for none.
-        fact: row of what else is known: of ``op`` in ``OpFacts``, of others in their ``args``.
+        fact: what else is known: of ``op`` the row in ``OpFacts``, of ``runtime`` the row in
+            ``corr``, of others the number of the text of their arguments.
+        corr: correlation ids of calls of the runtime, 0 for none, shape (calls,).
     """
 
     kind: NDArray[np.uint8]
@@ -68,8 +69,8 @@ class HostRanges:
     thread: Codes
     start_ns: Ints
     end_ns: Ints
-    corr: Ints
     fact: Codes
+    corr: Ints
 
 
 @dataclass(slots=True)
@@ -145,14 +146,13 @@ class Nested:
     Everything is given by *place*: the position in that order.
 
     Args:
-        ranges: what ran.
+        ranges: what ran; it is empty afterwards.
         ops: of the ranges of kind ``op``.
         texts: what their numbers mean.
         slack_ns: how far an inner range may reach beyond the outer one, as rounding does.
         arrows: rows of backward ops and of their forward ops, where the source tells them.
 
     Attributes:
-        row: the row of ``ranges`` at each place.
         kind: at each place, as are ``name``, ``thread``, ``start_ns``, ``end_ns``, ``fact``.
         parent: place of the innermost range around.
         op_around: place of the innermost op around.
@@ -172,21 +172,25 @@ class Nested:
     ) -> None:
         self._ops, self._texts = ops, texts
         names = texts.names
-        rank = ranges.kind.astype(np.int64) << 40
-        is_op = ranges.kind == OP
-        if is_op.any():
+
+        def rank(rows: Ints) -> Ints:
             # Ids are given in order of start: of two equal ranges the lower one is outside.
-            rank[is_op] += ops.external[ranges.fact[is_op]].clip(0, (1 << 40) - 1)
+            found = ranges.kind[rows].astype(np.int64) << 40
+            is_op = np.flatnonzero(ranges.kind[rows] == OP)
+            external = ops.external[ranges.fact[rows[is_op]]]
+            found[is_op] += external.clip(0, (1 << 40) - 1)
+            return found
+
         order = nesting_order(ranges.thread, ranges.start_ns, ranges.end_ns, rank)
-        del rank
-        self.row = order.astype(np.int32)
+        order = order.astype(np.int32)
+        self._row = order if arrows is not None else None
+        self.corr = ranges.corr
         self.kind = ranges.kind[order]
-        self.name = ranges.name[order]
-        self.thread = ranges.thread[order]
-        self.start_ns = ranges.start_ns[order]
-        self.end_ns = ranges.end_ns[order]
-        self.corr = ranges.corr[order]
-        self.fact = ranges.fact[order]
+        self.name = _taken(ranges, "name")[order]
+        self.thread = _taken(ranges, "thread")[order]
+        self.start_ns = _taken(ranges, "start_ns")[order]
+        self.end_ns = _taken(ranges, "end_ns")[order]
+        self.fact = _taken(ranges, "fact")[order]
         if len(order):
             # An annotation among the ops, as until 2021, is none.
             named = (names.step >= 0) | names.loader | names.optimizer
@@ -248,7 +252,7 @@ class Nested:
             self._by_sequence(found, source, sink)
         elif self._arrows is not None and len(self._arrows[0]):
             at = np.empty(len(self), dtype=np.int32)
-            at[self.row] = np.arange(len(self), dtype=np.int32)
+            at[self._row] = np.arange(len(self), dtype=np.int32)
             found[at[self._arrows[0]]] = at[self._arrows[1]]
         if (found >= 0).any():
             inside = nearest(self.parent, found >= 0)
@@ -295,9 +299,9 @@ class Nested:
     def frames(self) -> Codes:
         """Return the number of the user's frame at each place, -1 for none."""
         texts = self._texts
+        if not texts.users.any():
+            return _nothing(len(self))
         found = np.full(len(self), -1, dtype=np.int32)
-        if not len(self):
-            return found
         known = np.append(texts.users, False)
         python = self.kind == PYTHON
         own = np.where(python, texts.frame_of_name[self.name], -1)
@@ -319,9 +323,9 @@ class Nested:
     def modules(self) -> Codes:
         """Return the number of the module path at each place, -1 for none."""
         names, paths = self._texts.names, self._texts.modules
+        if not names.module.any() and not paths:
+            return _nothing(len(self))
         found = np.full(len(self), -1, dtype=np.int32)
-        if not len(self):
-            return found
         calls = (self.kind == PYTHON) & names.module[self.name]
         around = nearest(self.parent, calls)
         codes = {path: code for code, path in enumerate(paths)}
@@ -367,14 +371,28 @@ class Nested:
 
     def launches(self, corr: Ints) -> Places:
         """Return the place of the call with each correlation id, -1 for none or 0."""
-        calls = np.flatnonzero((self.kind == RUNTIME) & (self.corr != 0))
-        return _lookup(self.corr[calls], calls, corr)
+        calls = np.flatnonzero(self.kind == RUNTIME)
+        own = self.corr[self.fact[calls]]
+        known = own != 0
+        return _lookup(own[known], calls[known], corr)
 
     def externals(self, external: Ints) -> Places:
         """Return the place of the op with each external id, -1 for none or 0."""
         own = self._ops.external[self.fact[self.op_places]]
         has = own > 0
         return _lookup(own[has], self.op_places[has], external)
+
+
+def _nothing(rows: int) -> Codes:
+    """Return -1 for all rows, in the memory of one."""
+    return np.broadcast_to(np.array(-1, dtype=np.int32), rows)
+
+
+def _taken(ranges: HostRanges, name: str) -> NDArray[Any]:
+    """Return a column and forget it there: millions of rows need not be held twice."""
+    column: NDArray[Any] = getattr(ranges, name)
+    setattr(ranges, name, column[:0].copy())
+    return column
 
 
 def _lookup(keys: Ints, places: NDArray[Any], wanted: Ints) -> Places:

@@ -20,6 +20,7 @@ from tracelens.convert.profile_rows import (
     OTHER,
     PHASES,
     PYTHON,
+    RUNTIME,
     Codes,
     Nested,
 )
@@ -27,7 +28,7 @@ from tracelens.events import OpFlag
 from tracelens.storage.bulk import BulkShard
 from tracelens.storage.columns import Coded, Masked
 
-SLICE_ROWS = 1 << 18
+SLICE_ROWS = 1 << 17
 
 _SPAN_KINDS = (
     "python", "annotation", "other", "runtime", "overhead", "other", "sync", "device_annotation",
@@ -184,7 +185,9 @@ class Writer:
             kind = nested.kind[at]
             frame = np.where(kind == PYTHON, own_frame[nested.name[at]], -1)
             module = np.where(kinds[at] == _MODULE, self._modules[at], -1)
-            corr = nested.corr[at]
+            corr = np.zeros(len(at), dtype=np.int64)
+            calls = kind == RUNTIME
+            corr[calls] = nested.corr[nested.fact[at[calls]]]
             thread = nested.thread[at]
             self._shard.write(
                 "spans",
