@@ -51,6 +51,7 @@ bench: $(STAMP) ## Run the benchmarks; each prints its figures
 docs: $(STAMP) ## Draw the pictures and the page of commands from what the program does today
 	$(BIN)/python docs/make_picture.py
 	$(BIN)/python docs/make_screenshots.py
+	$(BIN)/python docs/make_report_pictures.py
 	$(BIN)/python -m tracelens.commands > docs/commands.md
 
 site: $(STAMP) ## Build the documentation as a site in site/
