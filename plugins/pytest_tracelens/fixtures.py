@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -46,10 +45,7 @@ class TestTrace:
         """
         if self._watch is None:
             raise tl.SessionError("this test is not recorded: --nan=off")
-        directory = Path(tempfile.mkdtemp(prefix="pytest-tracelens-"))
-        path = directory / "so-far.tltrace"
-        self._watch.write(path)
-        return tl.load(path)
+        return tl.load(self._watch.write_so_far())
 
     def step(self, **scalars: Any) -> None:
         """Mark the end of a training step.

@@ -201,8 +201,8 @@ class Watch:
         window.session.explain_pending(act=False)
         return self._counted(window, window.setup_findings + self._found(window))
 
-    def write(self, path: Path) -> None:
-        """Write what the running test has recorded so far as a trace.
+    def write_so_far(self) -> Path:
+        """Write what the running test has recorded so far as a trace; return where it is.
 
         Raises:
             SessionError: nothing records it.
@@ -210,8 +210,10 @@ class Watch:
         window = self.window
         if window is None or window.session is None or self._displaced(window.session):
             raise SessionError("this test is not recorded: nothing watches it")
+        path = self._scratch_directory() / "so-far.tltrace"
         window.session.context()  # what is held back is written by it
         traces.write(window.session, window.place, path, [])
+        return path
 
     def tell_debugger(self, config: pytest.Config) -> None:
         """Say what was found, before a prompt opens."""
@@ -228,8 +230,8 @@ class Watch:
         if self._session is None or sessions.current() is not self._session:
             self._refuse_second()
             self.rest()
-            self._scratch = Path(tempfile.mkdtemp(prefix="pytest-tracelens-"))
-            self._session = self._opened(self._scratch / "flight.tltrace", nonfinite, "guard")
+            path = self._scratch_directory() / "flight.tltrace"
+            self._session = self._opened(path, nonfinite, "guard")
         session = self._session
         session.config = replace(session.config, nonfinite=nonfinite)
         session.begin_window()
@@ -263,6 +265,12 @@ class Watch:
         other = sessions.current()
         if other is not None and other is not self._session:
             raise SessionError(f"a session opened by {other.opened_by} records to {other.path}")
+
+    def _scratch_directory(self) -> Path:
+        """Return a directory that goes with the recording."""
+        if self._scratch is None:
+            self._scratch = Path(tempfile.mkdtemp(prefix="pytest-tracelens-"))
+        return self._scratch
 
     def _displaced(self, session: Session) -> bool:
         return sessions.current() is not session
