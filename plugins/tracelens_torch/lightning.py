@@ -61,8 +61,9 @@ class Events:
         if trainer.global_step != self._updates:
             self._updates = trainer.global_step
             loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-            scalars = {"loss": loss, "lr": self._lr, **self._logged(trainer)}
-            self.training.step({name: v for name, v in scalars.items() if v is not None})
+            scalars = {"loss": loss, "lr": self._lr}
+            kept = {n: v for n, v in scalars.items() if _is_at_hand(v) or _reads_now(trainer)}
+            self.training.step({**kept, **self._logged(trainer)})
 
     def on_sanity_check_start(self, trainer: Any, pl_module: Any) -> None:
         """A few batches of validation before training begin."""
@@ -87,13 +88,10 @@ class Events:
         self.training.late(self._logged(trainer))
 
     def _logged(self, trainer: Any) -> dict[str, float]:
-        """Return what the program logs; what lies on an accelerator only when Lightning reads it.
-
-        Lightning's loggers read metrics every ``log_every_n_steps`` batches, right after this.
-        """
+        """Return what is logged; what lies on an accelerator only when Lightning reads it too."""
         try:
             metrics = dict(trainer.callback_metrics)
-            if trainer._logger_connector.should_update_logs and trainer.loggers:
+            if _reads_now(trainer):
                 metrics = {name: _on_host(value) for name, value in metrics.items()}
             return self.training.numbers(metrics)
         except Exception as error:
@@ -112,6 +110,17 @@ def _steps_before(trainer: Any) -> int:
         return int(trainer.global_step)
     # A batch may have several optimizers' steps, each of which `global_step` counts.
     return int(getattr(trainer.fit_loop.epoch_loop, "_batches_that_stepped", 0))
+
+
+def _reads_now(trainer: Any) -> bool:
+    """Tell whether Lightning's loggers read metrics after this batch (``log_every_n_steps``)."""
+    connector = getattr(trainer, "_logger_connector", None)
+    return bool(trainer.loggers) and bool(getattr(connector, "should_update_logs", False))
+
+
+def _is_at_hand(value: Any) -> bool:
+    """Tell whether reading a value makes no device wait."""
+    return getattr(getattr(value, "device", None), "type", "cpu") == "cpu"
 
 
 def _on_host(value: Any) -> Any:
