@@ -22,6 +22,11 @@ def idle(found: Json | None, options: argparse.Namespace) -> str:
     lines = [
         f"busy {duration(found['busy_ns'])}, idle {duration(found['idle_ns'])} of "
         f"{duration(whole)}",
+        *(
+            f"  device {index}: busy {duration(ns)}, {100 * ns / max(whole, 1):.1f}% of the steps"
+            for index, ns in found["devices"].items()
+            if len(found["devices"]) > 1
+        ),
         "",
         table(["waited for", "time", "of idle", "of steps"], body),
     ]

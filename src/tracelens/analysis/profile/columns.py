@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracelens.analysis.profile.intervals import Ints
+from tracelens.errors import TraceError
 from tracelens.events import OpFlag
 
 if TYPE_CHECKING:
@@ -19,6 +20,15 @@ if TYPE_CHECKING:
 
 Steps = tuple[int | None, int | None]
 """First step and the one after the last; ``None`` where open."""
+
+
+LIMITS = {
+    "start_ns": 1 << 60,
+    "t_ns": 1 << 60,
+    "duration_ns": 1 << 53,
+    "size_bytes": 1 << 53,
+}
+"""What times and sizes can be at most: 36 years after the epoch, 104 days, 8 PiB."""
 
 
 class Columns:
@@ -31,6 +41,9 @@ class Columns:
         table: the table.
         rank: whose rows.
         steps: rows of these training steps only.
+
+    Raises:
+        TraceError: a file of the table is damaged so that only some of its columns can be read.
     """
 
     def __init__(
@@ -40,6 +53,7 @@ class Columns:
         self._reader = reader
         self._rank = rank
         self._steps = steps
+        self._length: int | None = None
         self._ints: dict[str, Ints] = {}
         self._texts: dict[str, tuple[Ints, list[str]]] = {}
 
@@ -56,7 +70,7 @@ class Columns:
         if name not in self._ints:
             column = self._column(name)
             values = (column.fill_null(-1) if column.null_count else column).to_numpy()
-            self._ints[name] = values.astype(np.int64, copy=False)
+            self._ints[name] = _plausible(name, values.astype(np.int64, copy=False))
         return self._ints[name]
 
     def floats(self, name: str) -> NDArray[np.float64]:
@@ -90,6 +104,12 @@ class Columns:
 
     def _column(self, name: str) -> pa.ChunkedArray:
         column = self._read(name)
+        self._length = len(column) if self._length is None else self._length
+        if len(column) != self._length:
+            raise TraceError(
+                f"the columns of {self.table} do not have the same number of rows: run "
+                "tracelens verify"
+            )
         return column if self._profiled is None else column.filter(self._profiled)
 
     def _read(self, name: str) -> pa.ChunkedArray:
@@ -105,6 +125,14 @@ class Columns:
 
         seen = (self._read("flags").to_numpy() & int(OpFlag.PROFILED)) != 0
         return pa.array(seen) if seen.any() and not seen.all() else None
+
+
+def _plausible(name: str, values: Ints) -> Ints:
+    """Limit times and sizes that only a damaged trace has, so that no sum of them overflows."""
+    limit = LIMITS.get(name)
+    if limit is None or not len(values) or -limit <= values.min() <= values.max() <= limit:
+        return values
+    return np.clip(values, -limit, limit)
 
 
 def durations(columns: Columns) -> Ints:

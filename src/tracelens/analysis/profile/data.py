@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from tracelens.analysis.profile.columns import Columns, Steps, durations, rows_of
+from tracelens.analysis.profile.columns import LIMITS, Columns, Steps, durations, rows_of
 from tracelens.analysis.profile.intervals import Intervals, Ints, union
 
 if TYPE_CHECKING:
@@ -90,10 +90,11 @@ class ProfileData:
         first, end = self.selected or (None, None)
         last = None if end is None else end - 1
         rows = [
-            (event["start_ns"], event["start_ns"] + event["duration_ns"], event["step"])
+            _window(event["start_ns"], event["duration_ns"], event["step"])
             for event in self.reader.steps(first, last, rank=self.rank)
             if isinstance(event.get("start_ns"), int)
             and isinstance(event.get("duration_ns"), int)
+            and isinstance(event.get("step"), int)
             and event.get("profiled") is not False
         ]
         if rows:
@@ -151,6 +152,13 @@ class ProfileData:
         """Return when any of some spans ran; ``mask`` is bool of shape (spans,)."""
         starts = self.spans.ints("start_ns")[mask]
         return union(starts, starts + durations(self.spans)[mask])
+
+
+def _window(start_ns: int, duration_ns: int, step: int) -> tuple[int, int, int]:
+    """Return a step's start, end and number, within what numbers can hold."""
+    start = min(max(start_ns, -LIMITS["start_ns"]), LIMITS["start_ns"])
+    length = min(max(duration_ns, 0), LIMITS["duration_ns"])
+    return start, start + length, min(max(step, -(1 << 62)), 1 << 62)
 
 
 def load_profile(

@@ -12,7 +12,7 @@ from tracelens.analysis.profile.data import ProfileData
 from tracelens.analysis.profile.device import device_totals
 from tracelens.analysis.profile.devices import DeviceLimits
 from tracelens.analysis.profile.idle import REASONS, idle
-from tracelens.analysis.profile.launch import launches, sync_stalls
+from tracelens.analysis.profile.launch import LaunchAnswer, sync_stalls
 from tracelens.analysis.profile.memory import memory
 from tracelens.analysis.profile.ranks import compare_ranks
 from tracelens.analysis.profile.retrace import retraces
@@ -76,7 +76,9 @@ def loading(split: StepsAnswer) -> Iterator[Json]:
     )
 
 
-def host_bound(data: ProfileData, split: StepsAnswer) -> Iterator[Json]:
+def host_bound(
+    data: ProfileData, split: StepsAnswer, launched: LaunchAnswer | None
+) -> Iterator[Json]:
     """The device waits for the host to launch."""
     answer = idle(data)
     if answer is None or not split.whole.duration_ns:
@@ -89,8 +91,7 @@ def host_bound(data: ProfileData, split: StepsAnswer) -> Iterator[Json]:
     share = waits / split.whole.duration_ns
     if share < IDLE_SHARE:
         return
-    found = launches(data)
-    starved = found.starved_share if found else 0.0
+    starved = launched.starved_share if launched else 0.0
     largest = max(host, key=lambda name: reasons[name])
     yield _finding(
         "launch_bound" if starved > 0.5 else "host_bound",
@@ -186,10 +187,11 @@ def recompiles(data: ProfileData, split: StepsAnswer) -> Iterator[Json]:
     )
 
 
-def short_kernels(data: ProfileData, split: StepsAnswer) -> Iterator[Json]:
+def short_kernels(
+    data: ProfileData, split: StepsAnswer, launched: LaunchAnswer | None
+) -> Iterator[Json]:
     """Many kernels so short that launching them costs as much."""
-    answer = launches(data)
-    totals = device_totals(data)
+    answer, totals = launched, device_totals(data)
     if answer is None or not totals or answer.short < 100 or answer.short_share < SHORT_SHARE:
         return
     share = answer.short_ns / max(totals[0].kernel_sum_ns, 1)

@@ -9,7 +9,8 @@ from typing import Any
 from tracelens.analysis.profile import findingrules as rules
 from tracelens.analysis.profile.data import ProfileData
 from tracelens.analysis.profile.devices import DeviceLimits
-from tracelens.analysis.profile.steps import split_steps, typical
+from tracelens.analysis.profile.launch import launches
+from tracelens.analysis.profile.steps import StepsAnswer, split_steps, typical
 
 Json = dict[str, Any]
 
@@ -19,6 +20,7 @@ def profile_findings(
     *,
     limits: DeviceLimits | None = None,
     others: Iterable[ProfileData] = (),
+    split: StepsAnswer | None = None,
 ) -> list[Json]:
     """Return findings about speed and memory, the greatest possible gain first.
 
@@ -28,6 +30,7 @@ def profile_findings(
         data: one rank's profile.
         limits: of its device, for advice on slow kernels.
         others: the profiles of further ranks, for stragglers.
+        split: ``split_steps(data)``, if known.
 
     Returns:
         Findings in the form of ``Session.report_finding``: ``t`` (``"finding"``), ``rule``,
@@ -35,16 +38,17 @@ def profile_findings(
         (``None``: all), ``evidence`` (the figures), ``gain_ns`` and ``gain_share`` of the steps:
         what would be saved if the cause vanished and nothing else took its place, an upper bound.
     """
-    split = split_steps(data)
+    split = split_steps(data) if split is None else split
     usual = typical(split)
+    launched = launches(data)
     found = [
         *rules.loading(usual),
-        *rules.host_bound(data, usual),
+        *rules.host_bound(data, usual, launched),
         *rules.sync_stalls_cost(data, split),
         *rules.exposed_communication(data, usual),
         *rules.exposed_copies(usual),
         *rules.recompiles(data, split),
-        *rules.short_kernels(data, split),
+        *rules.short_kernels(data, split, launched),
         *rules.below_roof(data, limits, split),
         *rules.slow_steps(split),
         *rules.memory_use(data, split),

@@ -69,6 +69,7 @@ class IdleAnswer(Answer):
         busy_ns: busy time of all steps.
         idle_ns: idle time of all steps.
         reasons: idle time of all steps by reason, ns.
+        devices: busy time in all steps of each device, ns.
     """
 
     steps: tuple[StepIdle, ...]
@@ -76,6 +77,7 @@ class IdleAnswer(Answer):
     busy_ns: int
     idle_ns: int
     reasons: dict[str, int]
+    devices: dict[int, int]
 
 
 def idle(data: ProfileData) -> IdleAnswer | None:
@@ -129,7 +131,19 @@ def idle(data: ProfileData) -> IdleAnswer | None:
         sum(step.busy_ns for step in each),
         sum(step.idle_ns for step in each),
         {name: int(reasons[name].sum()) for name in REASONS},
+        _by_device(data),
     )
+
+
+def _by_device(data: ProfileData) -> dict[int, int]:
+    columns, steps = data.device, data.steps
+    device, start = columns.ints("device"), columns.ints("start_ns")
+    end = start + durations(columns)
+    found = {}
+    for index in np.unique(device).tolist():
+        busy = union(start[device == index], end[device == index])
+        found[index] = int(busy.within(steps.start_ns, steps.end_ns).sum())
+    return found
 
 
 def _host_waits(

@@ -85,10 +85,11 @@ class Intervals:
         """Return what both cover."""
         if not len(self) or not len(other):
             return EMPTY
-        edges = np.concatenate([self.starts, other.starts, self.ends, other.ends])
-        change = np.repeat(np.array([1, -1]), len(self) + len(other))
-        # At the same time ends go before starts: touching intervals have nothing in common.
-        order = np.argsort(edges * 2 + (change > 0), kind="stable")
+        # Ends stand before starts, and a stable sort keeps them there at the same time: touching
+        # intervals have nothing in common.
+        edges = np.concatenate([self.ends, other.ends, self.starts, other.starts])
+        change = np.repeat(np.array([-1, 1]), len(self) + len(other))
+        order = np.argsort(edges, kind="stable")
         edges, depth = edges[order], np.cumsum(change[order])
         both = np.flatnonzero(depth == 2)
         return _made(edges[both], edges[both + 1])

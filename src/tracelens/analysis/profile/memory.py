@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracelens.analysis.profile.answer import Answer
-from tracelens.analysis.profile.columns import rows_of
+from tracelens.analysis.profile.columns import LIMITS, rows_of
 from tracelens.analysis.profile.data import ProfileData
 from tracelens.analysis.profile.intervals import Ints
 
@@ -124,7 +124,8 @@ def _of_device(data: ProfileData, device: str, rows: Ints, top: int) -> MemoryAn
 def _carried(values: NDArray[np.float64]) -> Ints:
     """Fill what was not told with the last that was; 0 before the first."""
     known = np.maximum.accumulate(np.where(np.isnan(values), -1, np.arange(len(values))))
-    return np.where(known >= 0, np.nan_to_num(values)[known], 0).astype(np.int64)
+    sound = np.clip(np.nan_to_num(values), -LIMITS["size_bytes"], LIMITS["size_bytes"])
+    return np.where(known >= 0, sound[known], 0).astype(np.int64)
 
 
 def _live(address: Ints, size: Ints, peak: int) -> NDArray[np.bool_]:

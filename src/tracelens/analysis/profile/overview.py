@@ -61,5 +61,5 @@ def profile_overview(
             {"device": answer.device, "peak_bytes": answer.peak_bytes, "step": answer.peak_step}
             for answer in memory(data, top=top)
         ],
-        "findings": profile_findings(data, limits=limits, others=others),
+        "findings": profile_findings(data, limits=limits, others=others, split=split),
     }
