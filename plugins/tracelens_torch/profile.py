@@ -42,8 +42,9 @@ STRETCH_STEPS = 64
 STRETCH_S = 10.0
 """A stretch ends with the step that reaches one of these: its events are held in memory."""
 
-STRETCH_RING = 1 / 4
-"""It ends too once it has ops for this part of the ring, where their records are looked up."""
+STRETCH_OPS = 16_384
+"""It ends too once so many ops were recorded in it. Kineto has some four events for one of them, of
+a kilobyte each; and their records are still in the ring then, where they are looked up."""
 
 _ERRORS_ONLY = 6
 _PATCHED = ("_prepare_profiler", "_enable_profiler", "_disable_profiler")
@@ -122,7 +123,7 @@ class ProfileWatch:
             not config.is_active(step + 1)
             or stretch.steps >= STRETCH_STEPS
             or stretch.age_s >= STRETCH_S
-            or stretch.ops >= STRETCH_RING * self._session.writer.capacity
+            or stretch.ops >= STRETCH_OPS
         ):
             self.end()
 

@@ -15,15 +15,16 @@ What is looked up where:
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tracelens.convert._columns import nearest, parents, positions
+from tracelens.convert._columns import positions
+from tracelens.convert.profile_names import Names
+from tracelens.convert.profile_nesting import nearest, nesting_order, parents
+from tracelens.convert.profile_rows import PHASES, Steps
 from tracelens.events import OpFlag
 from tracelens.storage.columns import Coded, Masked
 from tracelens_torch.profile_events import DEVICE_KINDS, Events, Kind
@@ -31,13 +32,8 @@ from tracelens_torch.profile_events import DEVICE_KINDS, Events, Kind
 Ints = NDArray[np.int64]
 Columns = dict[str, Any]
 
-PHASES = ("other", "data", "forward", "backward", "optimizer")
-_OTHER, _DATA, _FORWARD, _BACKWARD, _OPTIMIZER = range(5)
+_OTHER, _DATA, _FORWARD, _BACKWARD, _OPTIMIZER = range(len(PHASES))
 _BACKWARD_SCOPE = 1
-_ENGINE = "autograd::engine::evaluate_function"
-_OPTIMIZERS = ("Optimizer.step#", "Optimizer.zero_grad#")
-_LOADERS = ("enumerate(DataLoader)",)
-_COLLECTIVE = re.compile(r"nccl|rccl", re.IGNORECASE)
 _SPAN_KINDS = {
     Kind.RUNTIME: "runtime",
     Kind.ANNOTATION: "annotation",
@@ -50,29 +46,6 @@ _SPAN_KINDS = {
 _KERNEL_KINDS = {Kind.KERNEL: "kernel", Kind.MEMCPY: "memcpy", Kind.MEMSET: "memset"}
 
 
-@dataclass(frozen=True, slots=True)
-class Steps:
-    """The steps of a stretch, in order; every array has shape (steps,).
-
-    Attributes:
-        number: of each.
-        start_ns: since the trace's epoch.
-        end_ns: since the trace's epoch.
-    """
-
-    number: Ints
-    start_ns: Ints
-    end_ns: Ints
-
-    def of(self, times_ns: Ints) -> Ints:
-        """Return the step in whose window each time lies, -1 outside of all."""
-        if not len(self.number):
-            return np.full(len(times_ns), -1, dtype=np.int64)
-        at = np.searchsorted(self.start_ns, times_ns, side="right") - 1
-        inside = (at >= 0) & (times_ns < self.end_ns[at])
-        return np.where(inside, self.number[at], -1)
-
-
 class Host:
     """What ran on the host, nested by thread. Rows are those of ``events``; NULL is -1.
 
@@ -83,6 +56,7 @@ class Host:
         rows: rows of the host's events, in order of their start, an outer one first.
         ops: rows of the ops among them, in that order.
         around: of each event, the row of the innermost event around it.
+        names: what the names of events say.
         op_around: of each event, the row of the innermost op around it.
         phase: of each event, number into ``PHASES``; of ops only.
         forward: of each event, the row of the forward op that it differentiates.
@@ -94,11 +68,15 @@ class Host:
         kind = events.kind
         on_host = ~np.isin(kind, (*DEVICE_KINDS, Kind.DEVICE_ANNOTATION, Kind.SYNC, Kind.SKIPPED))
         rows = np.flatnonzero(on_host)
-        rows = rows[np.lexsort((rows, -events.end_ns[rows], events.start_ns[rows]))]
+        thread = np.unique(events.tid[rows], return_inverse=True)[1].reshape(-1)
+        order = nesting_order(thread, events.start_ns[rows], events.end_ns[rows], rows)
+        nested = rows[order]
+        inner = parents(thread[order], events.start_ns[nested], events.end_ns[nested])
         around = np.full(n, -1, dtype=np.int64)
-        inner = parents(events.tid[rows], events.start_ns[rows], events.end_ns[rows])
-        around[rows] = np.where(inner >= 0, rows[inner], -1)
+        around[nested] = np.where(inner >= 0, nested[inner], -1)
+        rows = nested[np.argsort(events.start_ns[nested], kind="stable")]
         self.around = around
+        self.names = Names.of(events.names)
         is_op = kind == Kind.OP
         self.rows = rows
         self.ops = rows[is_op[rows]]
@@ -110,10 +88,14 @@ class Host:
         """Tell of each event whether it is, or lies inside of, a wanted one."""
         return wanted | (nearest(self.around, wanted) >= 0)
 
-    def named(self, *starts: str) -> NDArray[np.bool_]:
-        """Tell of each event whether its name starts with one of these."""
-        of_name = np.array([name.startswith(starts) for name in self._events.names], dtype=bool)
-        return of_name[self._events.name] if len(of_name) else np.zeros(0, dtype=bool)
+    def noted(self, name: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Tell of each event whether it is an annotation of a certain name.
+
+        Args:
+            name: of each name whether it is meant, shape (names,).
+        """
+        is_note = self._events.kind == Kind.ANNOTATION
+        return is_note & name[self._events.name] if len(name) else is_note
 
     def _forward(self) -> Ints:
         events = self._events
@@ -140,11 +122,11 @@ class Host:
     def _phase(self) -> NDArray[np.int32]:
         events = self._events
         phase = np.where(events.kind == Kind.OP, _FORWARD, _OTHER).astype(np.int32)
-        backward = (events.scope == _BACKWARD_SCOPE) | self.named(_ENGINE)
-        phase[self.within(backward & (events.kind == Kind.OP))] = _BACKWARD
-        annotated = events.kind == Kind.ANNOTATION
-        phase[self.within(annotated & self.named(*_OPTIMIZERS))] = _OPTIMIZER
-        phase[self.within(annotated & self.named(*_LOADERS))] = _DATA
+        is_op = events.kind == Kind.OP
+        engine = self.names.backward[events.name] if len(events) else is_op
+        phase[self.within(is_op & ((events.scope == _BACKWARD_SCOPE) | engine))] = _BACKWARD
+        phase[self.within(self.noted(self.names.optimizer))] = _OPTIMIZER
+        phase[self.within(self.noted(self.names.loader))] = _DATA
         return phase
 
 
@@ -220,10 +202,9 @@ def spans_table(events: Events, host: Host, op_id: Ints, span_id: Ints, step: In
     kind = np.zeros(len(events), dtype=np.int64)
     for number, value in enumerate(_SPAN_KINDS):
         kind[events.kind == value] = number
-    annotated = events.kind == Kind.ANNOTATION
-    for name, starts in (("data", _LOADERS), ("step", ("ProfilerStep#",))):
+    for name, marks in (("data", host.names.loader), ("step", host.names.step >= 0)):
         kinds.append(name)
-        kind[annotated & host.named(*starts)] = len(kinds) - 1
+        kind[host.noted(marks)] = len(kinds) - 1
     around = nearest(host.around, span_id >= 0)[rows]
     corr = np.where(events.kind == Kind.RUNTIME, events.corr, 0)[rows]
     return {
@@ -267,8 +248,9 @@ def kernels_table(
     kind = np.zeros(len(rows), dtype=np.int64)
     for number, value in enumerate(_KERNEL_KINDS):
         kind[events.kind[rows] == value] = number
-    of_name = np.array([bool(_COLLECTIVE.search(name)) for name in events.names], dtype=bool)
-    kind[(events.kind[rows] == Kind.KERNEL) & of_name[events.name[rows]]] = len(names)
+    if len(rows):
+        comm = host.names.comm[events.name[rows]]
+        kind[(events.kind[rows] == Kind.KERNEL) & comm] = len(names)
     corr = events.corr[rows]
     return {
         "kern_id": first_id + np.arange(len(rows)),

@@ -315,7 +315,6 @@ def test_workers_of_a_dataloader_are_left_alone_and_its_batches_are_inputs(tmp_p
 KILLED = """
 import os, signal, sys, torch
 import tracelens as tl
-from kineto_json import events_of
 from torch import nn
 model = nn.Linear(8, 8)
 with tl.trace(sys.argv[1], profile=True, quiet=True,
