@@ -70,7 +70,10 @@ class Collectives:
 
     def end_step(self) -> None:
         """A step ended: write what was seen, if it has become much."""
-        if self._native is not None and self._native.collectives_done() >= DRAIN_AT:
+        if self._native is None:
+            return
+        self._flights.learn_groups()
+        if self._native.collectives_done() >= DRAIN_AT:
             self._write(last=False)
 
     def stop(self) -> None:
@@ -135,6 +138,7 @@ class _Flights:
         self._dump: Callable[..., Any] | None = None
         self._seen = -1
         self._waiting: dict[str, deque[dict[str, Any]]] = {}
+        self._sizes: dict[str, int] = {}
 
     def start(self) -> None:
         """Skip what was called before."""
@@ -145,12 +149,20 @@ class _Flights:
 
     def refresh(self) -> None:
         """Take note of what was called since."""
+        self.learn_groups()
         for entry in self._entries():
             number = entry.get("record_id", -1)
             if number > self._seen:
                 self._seen = number
                 title = str(entry.get("profiling_name"))
                 self._waiting.setdefault(title, deque()).append(entry)
+
+    def learn_groups(self) -> None:
+        """Take note of how many ranks each process group has; a program may end them early."""
+        with contextlib.suppress(Exception):  # private, and may be another in another version
+            groups = torch.distributed.distributed_c10d._world.pg_names
+            if len(groups) > len(self._sizes):
+                self._sizes = {name: int(group.size()) for group, name in groups.items()}
 
     def take(self, title: str) -> dict[str, Any]:
         """Return group, number and size of group of the next call of a kind; empty if not known."""
@@ -163,11 +175,11 @@ class _Flights:
         return {
             "comm_group": str(group[0]) if group[0] is not None else None,
             "seq": None if peer else entry.get("collective_seq_id"),
-            "comm_ranks": _group_size(str(group[0])),
+            "comm_ranks": self._sizes.get(str(group[0])),
         }
 
     def _entries(self) -> Iterable[dict[str, Any]]:
-        if self._dump is None or not _initialised():
+        if self._dump is None:
             return []
         try:
             entries = json.loads(self._dump(True, False)).get("entries", [])
@@ -178,16 +190,6 @@ class _Flights:
 
 def _initialised() -> bool:
     return bool(torch.distributed.is_initialized())
-
-
-def _group_size(name: str) -> int | None:
-    """Return how many ranks a process group has."""
-    with contextlib.suppress(Exception):  # private, and may be another in another version
-        world = torch.distributed.distributed_c10d._world
-        for group, known in world.pg_names.items():
-            if known == name:
-                return int(group.size())
-    return None
 
 
 class Fingerprints:

@@ -130,7 +130,7 @@ def _ranks(reader: TraceReader, engine: Engine) -> Json | None:
     waits = {wait.rank: wait for wait in rank_waits(engine, source)} if source else {}
     clocks = {clock.rank: clock for clock in align(engine, source)}
     rows = []
-    for rank, steps, _, median_ns, max_ns, last in engine.rows(queries.RANK_STEPS):
+    for rank, steps, _, median_ns, max_ns, last, _ in engine.rows(queries.RANK_STEPS):
         wait, clock = waits.get(rank), clocks.get(rank)
         rows.append(
             {

@@ -54,7 +54,8 @@ RANK_OPS = f"""
 RANK_STEPS = """
     SELECT rank, count(*) AS n, sum(duration_ns) AS total_ns,
            percentile_cont(0.5) WITHIN GROUP (ORDER BY duration_ns) AS median_ns,
-           max(duration_ns) AS max_ns, max(step) AS last
+           max(duration_ns) AS max_ns, max(step) AS last,
+           sum(CASE WHEN step > (SELECT min(step) FROM steps) THEN duration_ns END) AS later_ns
     FROM steps GROUP BY rank ORDER BY rank"""
 
 STEP_SKEW = """

@@ -8,7 +8,6 @@ idle interpreter that has imported neither NumPy nor Arrow.
 from __future__ import annotations
 
 import contextlib
-import contextlib
 import json
 import os
 import select

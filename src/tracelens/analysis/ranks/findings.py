@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 Finding = dict[str, Any]
 
 LATE_SHARE = 0.5
-"""A rank that is last at half of the collectives, of at least two ranks, is no matter of chance:
-of n equal ranks each would be last at 1 / n of them."""
+LATE_TIMES_CHANCE = 1.5
+LATE_CALLS = 4
+"""Of n equal ranks each would be last at 1 / n of the collectives. One that is last at half of
+them, and at half as many again as chance would have it, of at least four, is late."""
 
 GAIN_SHARE = 0.01
 """Gains below a hundredth of the time are within what a run differs from the next."""
@@ -206,7 +208,10 @@ def _straggler(report: RankReport) -> list[Finding]:
 def straggler(report: RankReport) -> RankWait | None:
     """Return the rank that is late often, and costs enough to be told of."""
     late = max(report.waits, key=lambda wait: wait.caused_ns, default=None)
-    if late is None or late.calls < 2 or late.last < LATE_SHARE * late.calls:
+    if late is None or late.calls < LATE_CALLS:
+        return None
+    by_chance = 1 / max(1, len(report.waits))
+    if late.last < max(LATE_SHARE, LATE_TIMES_CHANCE * by_chance) * late.calls:
         return None
     total_ns = _total_ns(report)
     if total_ns and late.caused_ns < GAIN_SHARE * total_ns:
@@ -215,8 +220,10 @@ def straggler(report: RankReport) -> RankWait | None:
 
 
 def _total_ns(report: RankReport) -> int:
-    """Return the time of the steps: of the rank that spent most in them."""
-    return max((steps.total_ns or 0 for steps in report.steps), default=0)
+    """Return the time of the steps that were compared: of the rank that spent most in them."""
+    warm = report.source == "collectives"  # whose first step is left out
+    times = ((s.later_ns if warm and s.later_ns else s.total_ns) or 0 for s in report.steps)
+    return max(times, default=0)
 
 
 def _clocks(report: RankReport) -> list[Finding]:

@@ -25,6 +25,7 @@ class RankSteps:
     Attributes:
         total_ns: sum of their durations.
         last: number of the last one.
+        later_ns: sum of the durations of all but the run's first step.
     """
 
     rank: int
@@ -33,6 +34,7 @@ class RankSteps:
     median_ns: float | None
     max_ns: int | None
     last: int | None
+    later_ns: int | None
 
 
 @dataclass(frozen=True, slots=True)
