@@ -8,13 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tracelens.analysis.ranks import analyse
 from tracelens.analysis.verdict import verdict
 from tracelens.command import Context
 from tracelens.commands import TABLE, run_line
 from tracelens.convert import csv, npz, perfetto
 from tracelens.cursor import Cursor
+from tracelens.engines.duckdb_engine import DuckDBEngine
 from tracelens.errors import TraceLensError
 from tracelens.loaded import Trace
+from tracelens.overview import overview
 from tracelens.storage.reader import TraceReader, open_trace
 from tracelens.storage.tail import Tail
 from tracelens.storage.verify import verify
@@ -81,6 +84,8 @@ def questions(reader: TraceReader, out: Path) -> list[Callable[[], Any]]:
         lambda: npz.export(reader, out / "a.npz"),
         lambda: perfetto.export(reader, out / "a.json"),
         lambda: verdict(reader, reader.events()),
+        lambda: overview(reader),
+        lambda: analyse(DuckDBEngine(reader)).as_json(),
         lambda: step_through(reader, rank, out),
         reader.health,
     ]
