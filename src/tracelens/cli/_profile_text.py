@@ -181,7 +181,7 @@ def _findings(found: Json, options: argparse.Namespace) -> str:
     lines = []
     for finding in found["findings"][: options.top]:
         gain = ""
-        if finding["gain_ns"]:
+        if finding.get("gain_ns") and finding.get("gain_share"):
             gain = f"  saves at most {100 * finding['gain_share']:.1f}%"
         lines += [
             f"{finding['severity']}  {finding['rule']}{gain}",

@@ -6,6 +6,7 @@ import argparse
 
 from tracelens.cli._output import duration, size, table
 from tracelens.cli._profile_words import NO_DEVICE, Json, more, percent, short
+from tracelens.texts import printable
 
 
 def idle(found: Json | None, options: argparse.Namespace) -> str:
@@ -131,18 +132,16 @@ def comm(found: Json, options: argparse.Namespace) -> str:
         "",
         table(head, rows),
     ]
-    if ranks is not None:
+    if ranks is not None and ranks["waits"]:
         rows = [
-            [r["rank"], r["steps"], duration(r["step_ns"]), duration(r["comm_ns"]),
-             duration(r["wait_ns"]), r["last"]]
-            for r in ranks["ranks"]
+            [w["rank"], w["calls"], duration(w["inside_ns"]), duration(w["waited_ns"]), w["last"],
+             duration(w["caused_ns"])]
+            for w in ranks["waits"]
         ]  # fmt: skip
-        lines += ["", table(["rank", "steps", "step", "communication", "waited", "last"], rows)]
-        if ranks["straggler"] is not None:
-            lines.append(
-                f"straggler: rank {ranks['straggler']}; the others waited "
-                f"{duration(ranks['waited_ns'])} for it ({100 * ranks['waited_share']:.1f}%)"
-            )
+        head = ["rank", "collectives", "in them", "waited", "last", "cost others"]
+        lines += ["", table(head, rows)]
+        lines += [f"{f['rule']}: {printable(f['message'])}" for f in ranks["findings"]]
+        lines.append("tracelens ranks tells more of several ranks.")
     return "\n".join(lines)
 
 

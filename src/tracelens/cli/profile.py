@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tracelens.cli._command import Command, add_json, add_trace
@@ -15,6 +14,7 @@ from tracelens.errors import EXIT_OK, ConfigError
 if TYPE_CHECKING:
     from tracelens.analysis.profile.data import ProfileData
     from tracelens.analysis.profile.devices import DeviceLimits
+    from tracelens.analysis.ranks import RankReport
     from tracelens.storage.reader import TraceReader
 
 VIEWS = (
@@ -107,13 +107,15 @@ def _rank(reader: TraceReader, wanted: int | None) -> int | None:
     return wanted
 
 
-def _others(data: ProfileData) -> Iterator[ProfileData]:
-    """Yield the other ranks, one in memory at a time."""
-    from tracelens.analysis.profile.data import load_profile
+def _across_ranks(data: ProfileData, top: int) -> RankReport | None:
+    """Return what only several ranks together tell; ``None`` of a trace of one."""
+    if len(data.reader.ranks()) < 2:
+        return None
+    from tracelens.analysis.ranks import analyse
+    from tracelens.engines import open_engine
 
-    for rank in data.reader.ranks():
-        if rank != data.rank:
-            yield load_profile(data.reader, rank, data.selected)
+    with open_engine(str(data.reader.path), "duckdb") as engine:
+        return analyse(engine, top=top)
 
 
 def _limits(data: ProfileData, options: argparse.Namespace) -> DeviceLimits | None:
@@ -127,7 +129,7 @@ def _overview(data: ProfileData, options: argparse.Namespace) -> Any:
     from tracelens.analysis.profile.overview import profile_overview
 
     top = min(options.top, 5)
-    return profile_overview(data, top=top, limits=_limits(data, options), others=_others(data))
+    return profile_overview(data, top=top, limits=_limits(data, options))
 
 
 def _steps(data: ProfileData, options: argparse.Namespace) -> Any:
@@ -186,12 +188,13 @@ def _memory(data: ProfileData, options: argparse.Namespace) -> Any:
 
 def _comm(data: ProfileData, options: argparse.Namespace) -> Any:
     from tracelens.analysis.profile.comm import communication
-    from tracelens.analysis.profile.ranks import compare_ranks
 
-    return {
-        "rank": _json(communication(data)),
-        "ranks": _json(compare_ranks(chain([data], _others(data)), top=options.top)),
-    }
+    report = _across_ranks(data, options.top)
+    found = None
+    if report is not None:
+        plain = report.as_json()
+        found = {name: plain[name] for name in ("waits", "steps", "findings")}
+    return {"rank": _json(communication(data)), "ranks": found}
 
 
 def _roofline(data: ProfileData, options: argparse.Namespace) -> Any:
@@ -221,7 +224,11 @@ def _flame(data: ProfileData, options: argparse.Namespace) -> Any:
 def _findings(data: ProfileData, options: argparse.Namespace) -> Any:
     from tracelens.analysis.profile.findings import profile_findings
 
-    found = profile_findings(data, limits=_limits(data, options), others=_others(data))
+    found = profile_findings(data, limits=_limits(data, options))
+    report = _across_ranks(data, options.top)
+    if report is not None:
+        found += report.findings
+    found.sort(key=lambda finding: -(finding.get("gain_ns") or 0))
     return {"findings": found[: options.top]}
 
 

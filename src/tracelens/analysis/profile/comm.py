@@ -9,29 +9,7 @@ from tracelens.analysis.profile.collectives import Collectives, collectives
 from tracelens.analysis.profile.columns import durations
 from tracelens.analysis.profile.data import ProfileData
 from tracelens.analysis.profile.intervals import union
-
-_UNIT = 1.0
-"""Factor of a collective of which nothing is known, and of those that move their data once."""
-
-
-def bus_factor(collective: str, ranks: int) -> float:
-    """Return bus over algorithm bandwidth of a collective among ``ranks`` processes.
-
-    As in NCCL's tests (nccl-tests, doc/PERFORMANCE.md): all-reduce ``2 (n - 1) / n``; all-gather,
-    reduce-scatter, all-to-all ``(n - 1) / n``; broadcast, reduce and point to point 1. The size
-    that the bandwidth refers to is the larger of what a process gives and gets.
-    """
-    if ranks < 2:
-        return _UNIT
-    share = (ranks - 1) / ranks
-    return {
-        "allreduce": 2 * share,
-        "allgather": share,
-        "reducescatter": share,
-        "alltoall": share,
-        "gather": share,
-        "scatter": share,
-    }.get(collective, _UNIT)
+from tracelens.analysis.ranks.waits import bus_factor
 
 
 @dataclass(frozen=True, slots=True)

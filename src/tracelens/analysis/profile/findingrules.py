@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from tracelens.analysis.profile.devices import DeviceLimits
 from tracelens.analysis.profile.idle import REASONS, idle
 from tracelens.analysis.profile.launch import LaunchAnswer, sync_stalls
 from tracelens.analysis.profile.memory import memory
-from tracelens.analysis.profile.ranks import compare_ranks
 from tracelens.analysis.profile.retrace import retraces
 from tracelens.analysis.profile.roofline import roofline
 from tracelens.analysis.profile.steps import OUTLIER, StepsAnswer
@@ -290,21 +289,3 @@ def memory_use(data: ProfileData, split: StepsAnswer) -> Iterator[Json]:
                 {"step_growth_bytes": growth, "end_bytes": answer.end_bytes},
                 severity="warning",
             )
-
-
-def stragglers(profiles: Iterable[ProfileData], split: StepsAnswer) -> Iterator[Json]:
-    """A rank that the others wait for."""
-    answer = compare_ranks(profiles)
-    if answer is None or answer.straggler is None:
-        return
-    yield _finding(
-        "straggler",
-        f"Rank {answer.straggler} keeps the others waiting {_percent(answer.waited_share)} of "
-        f"their time ({duration(answer.waited_ns)}).",
-        "Look at that rank: its data (uneven batches, a slow disk), its host's load, its device's"
-        " clocks and temperature.",
-        split,
-        answer.waited_ns,
-        {"ranks": [line.as_json() for line in answer.ranks], "matched": answer.matched},
-        severity="warning",
-    )

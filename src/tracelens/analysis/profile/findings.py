@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import chain
 from typing import Any
 
 from tracelens.analysis.profile import findingrules as rules
@@ -19,7 +17,6 @@ def profile_findings(
     data: ProfileData,
     *,
     limits: DeviceLimits | None = None,
-    others: Iterable[ProfileData] = (),
     split: StepsAnswer | None = None,
 ) -> list[Json]:
     """Return findings about speed and memory, the greatest possible gain first.
@@ -29,7 +26,6 @@ def profile_findings(
     Args:
         data: one rank's profile.
         limits: of its device, for advice on slow kernels.
-        others: the profiles of further ranks, for stragglers.
         split: ``split_steps(data)``, if known.
 
     Returns:
@@ -52,7 +48,6 @@ def profile_findings(
         *rules.below_roof(data, limits, split),
         *rules.slow_steps(split),
         *rules.memory_use(data, split),
-        *rules.stragglers(chain([data], others), split),
     ]
     for finding in found:
         finding["rank"] = data.rank

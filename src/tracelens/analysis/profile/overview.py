@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,6 @@ def profile_overview(
     *,
     top: int = 5,
     limits: DeviceLimits | None = None,
-    others: Iterable[ProfileData] = (),
 ) -> Json:
     """Return the first page of a profile, JSON-ready; times in ns.
 
@@ -31,7 +29,6 @@ def profile_overview(
         data: one rank's profile.
         top: rows of each ranking.
         limits: of its device.
-        others: the profiles of further ranks.
 
     Returns:
         ``rows`` (of each table), ``device`` (``DeviceTotals``, the first over all devices),
@@ -61,5 +58,5 @@ def profile_overview(
             {"device": answer.device, "peak_bytes": answer.peak_bytes, "step": answer.peak_step}
             for answer in memory(data, top=top)
         ],
-        "findings": profile_findings(data, limits=limits, others=others, split=split),
+        "findings": profile_findings(data, limits=limits, split=split),
     }

@@ -21,7 +21,6 @@ from tracelens.analysis.profile.idle import idle, stream_idle
 from tracelens.analysis.profile.kernels import top_kernels, top_ops
 from tracelens.analysis.profile.launch import launches
 from tracelens.analysis.profile.memory import memory
-from tracelens.analysis.profile.ranks import compare_ranks
 from tracelens.analysis.profile.roofline import roofline
 from tracelens.analysis.profile.steps import split_steps
 from tracelens.convert.importers import importer_of
@@ -137,16 +136,3 @@ def test_launches_and_stream_gaps_are_hta_s(profile_of: Any) -> None:
     comm = communication(data)
     assert comm is not None
     assert 100 * comm.hidden_share == pytest.approx(15.61, abs=0.01)
-
-
-def test_the_rank_that_slept_is_the_straggler(tmp_path: Path) -> None:
-    folder = DATA / "generated_profiles" / "ddp_gloo_4ranks_straggler2"
-    if not folder.exists():
-        pytest.skip("the traces are not beside the project")
-    out = tmp_path / "run.tltrace"
-    importer_of(folder)(folder, out)
-    with open_trace(out) as reader:
-        answer = compare_ranks(load_profile(reader, rank) for rank in reader.ranks())
-    assert answer is not None
-    assert answer.straggler == 2
-    assert answer.waited_ns > 4 * 30e6, "it slept for 40 ms in each of 4 steps"
