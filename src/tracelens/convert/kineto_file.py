@@ -218,7 +218,11 @@ class ProfileFile:
             _mapped(module, of_modules),
         )
         users = np.array([is_users(frame.file) for frame in frames], dtype=np.bool_)
-        texts = Texts(Names.of(names), frames, of_name, users, list(paths))
+        # A frame of the Python tracer has its function's line, one of a call stack the line itself.
+        exact = np.zeros(len(frames), dtype=np.bool_)
+        exact[of_stack[of_stack >= 0]] = True
+        exact[of_name[of_name >= 0]] = False
+        texts = Texts(Names.of(names), frames, of_name, users, exact, list(paths))
         collectives = [_collective(told) for told in found.collectives.values]
         return facts, texts, collectives, ops.drop("collective")
 

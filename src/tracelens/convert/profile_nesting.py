@@ -29,7 +29,11 @@ def nesting_order(
     """
     if not len(start_ns):
         return np.zeros(0, dtype=np.int64)
-    key = thread_times(thread, start_ns, start_ns)
+    try:
+        key = thread_times(thread, start_ns, int(start_ns.min()), int(start_ns.max()))
+    except OverflowError:
+        rows = np.arange(len(start_ns))
+        return np.asarray(np.lexsort((rank(rows), -end_ns, start_ns, thread)), dtype=np.int64)
     order = np.argsort(key, kind="stable")
     ordered = key[order]
     same = ordered[1:] == ordered[:-1]
@@ -40,25 +44,26 @@ def nesting_order(
     return order
 
 
-def thread_times(thread: NDArray[Any], times_ns: Ints, among_ns: Ints) -> Ints:
+def thread_times(thread: NDArray[Any], times_ns: Ints, low_ns: int, high_ns: int) -> Ints:
     """Return numbers that sort by thread, then time; threads apart by more than any two times.
 
     Args:
-        thread: shape (n,).
+        thread: from 0, shape (n,).
         times_ns: shape (n,).
-        among_ns: all times that are compared.
+        low_ns: the earliest of all times that are compared.
+        high_ns: the latest of them.
 
     Raises:
         OverflowError: there are too many threads for the range of times.
     """
-    low = int(among_ns.min())
-    span = int(among_ns.max()) - low + 2
-    if (int(thread.max()) + 1) * span >= 1 << 62:
+    span = high_ns - low_ns + 1
+    if len(thread) and (int(thread.max()) + 1) * span >= 1 << 62:
         raise OverflowError("too many threads for the range of times")
-    return np.asarray(
-        thread.astype(np.int64) * span + (times_ns.clip(low - 1, low + span - 2) - low),
-        dtype=np.int64,
-    )
+    found: Ints = thread.astype(np.int64)
+    found *= span
+    found += times_ns
+    found -= low_ns
+    return found
 
 
 def parents(thread: NDArray[Any], start_ns: Ints, end_ns: Ints, slack_ns: int = 0) -> Places:
@@ -114,7 +119,7 @@ def running_at(
     thread: NDArray[Any], t_ns: Ints, threads: NDArray[Any], start_ns: Ints, end_ns: Ints,
     parent: Places,
 ) -> Places:  # fmt: skip
-    """Return the innermost range that runs on a thread at a time, or -1.
+    """Return the innermost range that runs on a thread at a time, or -1 (also if not to be told).
 
     Args:
         thread: whose, shape (m,).
@@ -127,11 +132,15 @@ def running_at(
     found = np.full(len(t_ns), -1, dtype=np.int32)
     if not len(t_ns) or not len(start_ns):
         return found
-    both = np.concatenate([start_ns[[0]], start_ns, t_ns])
-    top = np.concatenate([threads, thread]).max()
-    key = thread_times(np.append(threads, top), np.append(start_ns, start_ns[0]), both)[:-1]
-    wanted = thread_times(np.append(thread, top), np.append(t_ns, t_ns[0]), both)[:-1]
+    low = min(int(start_ns.min()), int(t_ns.min()))
+    high = max(int(start_ns.max()), int(t_ns.max()))
+    try:
+        key = thread_times(threads, start_ns, low, high)
+        wanted = thread_times(thread, t_ns, low, high)
+    except OverflowError:
+        return found
     found[:] = np.searchsorted(key, wanted, side="right") - 1
+    del key
     other = (found >= 0) & (threads[found] != thread)
     found[other] = -1
     open_ = np.flatnonzero(found >= 0)

@@ -130,6 +130,7 @@ class Texts:
         frames: Python frames.
         frame_of_name: number of the frame that a name tells, -1 for none, shape (names,).
         users: which frames are the user's, shape (frames,).
+        exact: which frames have the line that ran, not that of their function, shape (frames,).
         modules: module paths; those of nested modules are added.
     """
 
@@ -137,6 +138,7 @@ class Texts:
     frames: list[Frame] = field(default_factory=list)
     frame_of_name: Codes = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
     users: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
+    exact: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
     modules: list[str] = field(default_factory=list)
 
 
@@ -273,7 +275,7 @@ class Nested:
         while (int(rank.max()) + 1) * (span >> shift) >= 1 << 61:
             shift += 1
         times = times >> shift
-        key = thread_times(rank, times, times)
+        key = thread_times(rank, times, int(times.min()), int(times.max()))
         of_source, of_sink = key[: len(source)], key[len(source) :]
         order = np.argsort(of_source, kind="stable")
         at = np.searchsorted(of_source[order], of_sink) - 1

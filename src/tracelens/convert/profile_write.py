@@ -145,6 +145,7 @@ class Writer:
         composite = np.zeros(len(nested), dtype=np.bool_)
         outer = nested.op_around[places]
         composite[outer[outer >= 0]] = True
+        inexact = np.append(~nested.texts.exact, False)
         for rows in _slices(len(places)):
             at = places[rows]
             fact = nested.fact[at]
@@ -166,7 +167,9 @@ class Writer:
                     "in_shapes": coded(facts.shapes[fact], self._texts),
                     "in_dtypes": coded(facts.types[fact], self._texts),
                     "in_values": coded(facts.values[fact], self._texts),
-                    "flags": int(OpFlag.PROFILED) + int(OpFlag.COMPOSITE) * composite[at],
+                    "flags": int(OpFlag.PROFILED)
+                    + int(OpFlag.COMPOSITE) * composite[at]
+                    + int(OpFlag.INEXACT_SOURCE) * inexact[self._frames[at]],
                 },
             )
         return len(places)
@@ -299,9 +302,10 @@ class Writer:
         """
         nested = self._nested
         order = np.argsort(t_ns, kind="stable")
+        places = nested.at(thread, t_ns)
         for rows in _slices(len(order)):
             at = order[rows]
-            place = nested.at(thread[at], t_ns[at])
+            place = places[at]
             op = nested.op_of(place)
             frame = np.where(place >= 0, self._frames[place], -1) if len(nested) else place
             source = self._source(frame)
