@@ -17,10 +17,12 @@ if not shutil.which("java"):
 from tracelens.analysis.ranks import analyse
 from tracelens.cli import main
 from tracelens.engines import Engine, open_engine, queries
+from tracelens.engines.spark_views import register
 from tracelens.errors import ConfigError
 from tracelens.storage import views
 from tracelens.storage.bulk import BulkShard, Coded
 from tracelens.storage.sql import QueryRefused
+from tracelens.storage.writer import ShardWriter
 
 RANKS, OPS = 64, 600
 MAKER = Path(__file__).parents[2] / "benchmarks" / "make_ranks.py"
@@ -186,6 +188,29 @@ def test_a_query_that_takes_too_long_is_stopped(spark: Engine) -> None:
     slow = "SELECT count(*) FROM range(9000000000) AS a JOIN range(9000000000) AS b ON a.id < b.id"
     with pytest.raises(QueryRefused, match="stopped after"):
         spark.select(slow, limit=1, timeout_s=0.5)
+
+
+def test_what_is_not_sealed_yet_is_left_out_and_told(spark: Engine, tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path / "live", mode="stream", ring_bytes=1 << 16)
+    try:
+        writer.event("step", step=0, start_ns=0, duration_ns=5, n_ops=0, hits=0, scalars={})
+        with open_engine(tmp_path / "live", "spark") as engine:
+            assert engine.rows("SELECT count(*) FROM steps") == [(0,)]
+            assert "r00000-0 has not sealed yet" in engine.problems[0]
+    finally:
+        writer.close()
+    with open_engine(tmp_path / "live", "spark") as engine:
+        assert engine.rows("SELECT count(*) FROM steps") == [(1,)]
+        assert engine.problems == []
+
+
+def test_a_session_of_ones_own_is_given_the_views(spark: Engine, tmp_path: Path) -> None:
+    from pyspark.sql import SparkSession
+
+    profiled(tmp_path / "run", 0)
+    session = SparkSession.builder.getOrCreate()
+    assert "ops_aligned" in register(session, tmp_path / "run")
+    assert session.sql("SELECT count(*) FROM ops_aligned").collect()[0][0] == 3
 
 
 def test_masters_that_cannot_be_checked_are_refused(trace: Path) -> None:

@@ -64,7 +64,7 @@ def first_bad(engine: Engine, clocks: Mapping[int, Clock]) -> list[FirstBad]:
 
 def _blamed(rank: int, step: int | None, payload: str, seen: FirstBad | None) -> FirstBad:
     """Return what a finding blames; the op's own record tells when it ran, if it is that op."""
-    cause = _object(_object(json.loads(payload)).get("first_cause"))
+    cause = _object(_parsed(payload).get("first_cause"))
     source = _object(cause.get("source"))
     place = f"{source['file']}:{source.get('line')}" if source.get("file") else ""
     born = cause.get("step")
@@ -88,6 +88,14 @@ def _order(bad: FirstBad) -> tuple[int, int, int]:
         bad.t_ns if bad.t_ns is not None else late,
         bad.rank,
     )
+
+
+def _parsed(text: Any) -> dict[str, Any]:
+    """A payload is a line of a file that anyone may have written."""
+    try:
+        return _object(json.loads(text or ""))
+    except (TypeError, ValueError, RecursionError):
+        return {}
 
 
 def _object(value: Any) -> dict[str, Any]:
