@@ -69,6 +69,8 @@ def printable(text: str) -> str:
         >>> printable("a" + chr(27) + "[0m") == "a" + chr(92) + "x1b[0m"
         True
     """
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 
