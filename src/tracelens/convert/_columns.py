@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from tracelens.storage.columns import Coded, Masked
 
+UNNAMED = "(unnamed)"
+"""Name of what has an empty one."""
 MISSING = -(1 << 63)
 """Stands for NULL in a column of integers."""
 
@@ -85,17 +87,37 @@ class Rows:
         return len(next(iter(self._numbers.values())))
 
     def add(self, *values: Any) -> None:
-        """Add a row: numbers, then texts, then floats, each in the order they were named."""
-        for append, value in zip(self._number_parts, values, strict=False):
-            append(MISSING if value is None else value)
-        at = self._n_numbers
-        for append, code in self._text_parts:
-            append(code(values[at]))
-            at += 1
-        for append in self._float_parts:
-            value = values[at]
-            append(math.nan if value is None else value)
-            at += 1
+        """Add a row: numbers, then texts, then floats, each in the order they were named.
+
+        Raises:
+            TypeError: one is of another type; no part of the row is kept.
+            OverflowError: one is larger than 64 bits.
+        """
+        try:
+            for append, value in zip(self._number_parts, values, strict=False):
+                append(MISSING if value is None else value)
+            at = self._n_numbers
+            for append, code in self._text_parts:
+                append(code(values[at]))
+                at += 1
+            for append in self._float_parts:
+                value = values[at]
+                append(math.nan if value is None else value)
+                at += 1
+        except (TypeError, OverflowError):
+            self._even()
+            raise
+
+    def _even(self) -> None:
+        """Take back a row of which only the first columns were written."""
+        parts: list[array[Any]] = [
+            *self._numbers.values(),
+            *self._codes.values(),
+            *self._floats.values(),
+        ]
+        rows = min(map(len, parts))
+        for part in parts:
+            del part[rows:]
 
     def number(self, name: str) -> NDArray[np.int64]:
         """Return a column of integers, NULL as ``MISSING``, shape (rows,)."""

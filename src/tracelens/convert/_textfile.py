@@ -8,8 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+import msgspec
+
 from tracelens.errors import TraceError
 
+BAD_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What ``msgspec.json.decode`` raises for text that is not what it should be."""
 MAX_BYTES = 2 << 30
 """What is read whole at most: a recording that is larger has to be cut by its tool."""
 _HEAD_BYTES = 1 << 16

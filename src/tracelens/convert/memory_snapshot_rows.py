@@ -60,6 +60,7 @@ class SnapshotRows:
         )
         self._places: dict[int, tuple[str, int | None]] = {}
         self._untimed = False
+        self._absurd = 0
 
     def write(self, shard: BulkShard) -> None:
         """Write the rows, and a note for each time that memory ran out."""
@@ -68,6 +69,8 @@ class SnapshotRows:
         if self._untimed:
             told = "this version of PyTorch recorded no times: t_ns is the number of the action"
             shard.event("note", kind="import", severity="warning", message=told)
+        if self._absurd:
+            self._problems.append(f"{self._absurd} allocations of absurd sizes are left out")
         if len(self._rows):
             shard.write("memory", self._rows.columns())
 
@@ -162,9 +165,11 @@ class SnapshotRows:
         entry: Entry,
     ) -> None:
         file, line = self._place(entry.get("frames"))
-        self._rows.add(
-            at_ns - self._epoch_ns, size, address, allocated, reserved, line, device, file
-        )
+        at_ns -= self._epoch_ns
+        try:
+            self._rows.add(at_ns, size, address, allocated, reserved, line, device, file)
+        except OverflowError:
+            self._absurd += 1
 
     def _place(self, frames: Any) -> tuple[str, int | None]:
         """Return the innermost of the user's frames; a stack that many share is looked at once."""
@@ -204,9 +209,13 @@ def _traces(snapshot: Mapping[str, Any]) -> list[list[Entry]]:
     if not isinstance(traces, list):
         return []
     return [
-        [each for each in trace if isinstance(each, dict)] if isinstance(trace, list) else []
+        [each for each in trace if _is_action(each)] if isinstance(trace, list) else []
         for trace in traces
     ]
+
+
+def _is_action(entry: Any) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("action"), str)
 
 
 def _blocks(segment: Entry) -> Iterator[tuple[int, Entry]]:

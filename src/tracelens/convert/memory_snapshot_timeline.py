@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from tracelens.convert._textfile import BAD_JSON
 from tracelens.errors import TraceError
 from tracelens.storage.bulk import BulkShard, Coded
 
@@ -68,11 +69,11 @@ def read_timeline(path: Path, data: bytes, problems: list[str]) -> Timeline:
     """
     try:
         rows = msgspec.json.decode(data, type=list[tuple[int, int, int, int]])
-    except msgspec.DecodeError as error:
+    except BAD_JSON as error:
         cut = data.rfind(b"]", 0, len(data.rstrip()) - 1)
         try:
             rows = msgspec.json.decode(data[: cut + 1] + b"]", type=list[tuple[int, int, int, int]])
-        except msgspec.DecodeError:
+        except BAD_JSON:
             raise TraceError(f"{path}: not a memory timeline, or damaged: {error}") from None
         problems.append(f"{path.name}: damaged or cut off ({error}): what came before is kept")
     if not rows:

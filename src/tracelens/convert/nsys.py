@@ -16,7 +16,7 @@ from pathlib import Path
 from tracelens.convert._columns import Imported
 from tracelens.convert.bulktrace import fresh_trace
 from tracelens.convert.newtrace import Explain
-from tracelens.convert.nsys_database import HEADER, Database, is_nsight, pid_of
+from tracelens.convert.nsys_database import BAD_SQLITE, HEADER, Database, is_nsight, pid_of
 from tracelens.convert.nsys_process import ProcessRows
 from tracelens.errors import TraceError
 from tracelens.storage.bulk import BulkShard
@@ -142,7 +142,7 @@ def _is_export(path: Path) -> bool:
         with closing(sqlite3.connect(uri, uri=True)) as connection:
             listed = connection.execute("SELECT name FROM sqlite_master WHERE type='table'")
             return is_nsight(frozenset(str(row[0]) for row in listed.fetchall()))
-    except (OSError, sqlite3.Error):
+    except (OSError, *BAD_SQLITE):
         # One that is Nsight's by its name is refused by the import, with the reason.
         return path.suffix == ".sqlite" and path.exists()
 

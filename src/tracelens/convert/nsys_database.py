@@ -22,6 +22,9 @@ _BLOCK = 4096
 _TOLD = 8
 _PID, _TID = 0xFFFFFF, 0xFFFFFF
 
+BAD_SQLITE = (sqlite3.Error, UnicodeDecodeError)
+"""What sqlite raises for a damaged file; the second where its message quotes damaged bytes."""
+
 Row = tuple[Any, ...]
 """sqlite gives a column's values whatever type each was written with."""
 
@@ -62,7 +65,7 @@ class Database:
             self._connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
             self._connection.execute("PRAGMA trusted_schema=OFF")
             self._columns = self._schema()
-        except sqlite3.Error as error:
+        except BAD_SQLITE as error:
             raise TraceError(f"{path}: not a readable sqlite file: {error}") from None
         if not is_nsight(self._columns):
             self.close()
@@ -116,7 +119,7 @@ class Database:
             with closing(self._connection.execute(text)) as cursor:
                 while block := cursor.fetchmany(_BLOCK):
                     yield from block
-        except sqlite3.Error as error:
+        except BAD_SQLITE as error:
             self._tell(f"{self.path.name}: table {table} is damaged, its rest is left out: {error}")
 
     def count(self, table: str) -> int:
@@ -125,7 +128,7 @@ class Database:
             return 0
         try:
             found = self._connection.execute(f'SELECT count(*) FROM "{table}"').fetchone()
-        except sqlite3.Error:
+        except BAD_SQLITE:
             return 0
         return int(found[0])
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from tracelens.convert._columns import Rows, masked, step_of
+from tracelens.convert._columns import UNNAMED, Rows, masked, step_of
 from tracelens.convert._hosttables import HostTables, Launches, op_rows, span_rows
+from tracelens.convert.nsys_counters import USAGE_COLUMNS, write_counters, write_memory
 from tracelens.convert.nsys_database import Database, Row, pid_of, tid_of
 from tracelens.storage.bulk import BulkShard
 
@@ -40,6 +41,8 @@ _USAGE = "CUDA_GPU_MEMORY_USAGE_EVENTS"
 _PLACE = ("start", "end", "deviceId", "streamId", "correlationId", "globalPid")
 _OF_CUDA = "eventClass IN (0, 1)"
 _LEFT = ("OSRT_API", "SCHED_EVENTS", "COMPOSITE_EVENTS")
+_FAR_NS = 1 << 62
+_INT32 = range(-(1 << 31), 1 << 31)
 _NESTED = 64
 """Ranges around a launch that are looked at."""
 
@@ -93,8 +96,9 @@ class ProcessRows:
         host = HostTables(self._ops, self._spans, steps)
         host.write(shard)
         self._write_kernels(shard, steps, host)
-        self._memory(shard, steps)
-        self._counters(shard)
+        usage = self._mine(_USAGE, USAGE_COLUMNS, 1, order="start")
+        self._damaged += write_memory(usage, self._offset_ns, shard, steps)
+        write_counters(self._database, self._offset_ns, shard)
         self._tell(shard)
         return Made(len(self._ops), len(self._kernels), len(steps))
 
@@ -122,9 +126,13 @@ class ProcessRows:
                 self._span(tid, start, end, "other", str(name or "MPI"), args='{"domain": "MPI"}')
 
     def _range(self, name: str, domain: str, tid: int, start: int, end: int) -> None:
+        try:
+            begin, finish = self._window(start, end)
+        except OverflowError:
+            self._damaged += 1
+            return
         op = _TORCH_OP.match(name)
         if op and not domain:
-            begin, finish = start + self._offset_ns, end + self._offset_ns
             backward = "Backward" in op[1] or op[1].startswith("autograd::")
             phase = "backward" if backward else "other"
             self._ops.add(tid_of(tid), begin, finish, op[1], "", phase)
@@ -209,8 +217,9 @@ class ProcessRows:
     ) -> None:
         start, end, device, stream, corr = place
         try:
+            begin, finish = self._window(start, end)
             self._kernels.add(
-                start + self._offset_ns, max(0, end - start), device or 0, stream or 0, corr, size,
+                begin, finish - begin, _number(device), _number(stream), corr, size,
                 kind, name, grid, block, args,
             )  # fmt: skip
         except (TypeError, OverflowError):
@@ -229,8 +238,8 @@ class ProcessRows:
     ) -> None:
         try:
             self._spans.add(
-                None, tid_of(tid), start + self._offset_ns, max(start, end) + self._offset_ns,
-                corr, None, kind, name, "", "", args,
+                None, tid_of(tid), *self._window(start, end),
+                corr, None, kind, name or UNNAMED, "", "", args,
             )  # fmt: skip
         except (TypeError, OverflowError):
             self._damaged += 1
@@ -240,11 +249,23 @@ class ProcessRows:
     ) -> None:
         try:
             self._spans.add(
-                device or 0, stream or 0, start + self._offset_ns,
-                max(start, end) + self._offset_ns, None, None, kind, name, "", "", "",
+                _number(device), _number(stream), *self._window(start, end), None, None,
+                kind, name, "", "", "",
             )  # fmt: skip
         except (TypeError, OverflowError):
             self._damaged += 1
+
+    def _window(self, start: Any, end: Any) -> tuple[int, int]:
+        """Return when a row began and ended in the trace.
+
+        Raises:
+            TypeError: it does not tell.
+            OverflowError: no clock shows such a time.
+        """
+        begin, finish = start + self._offset_ns, max(start, end) + self._offset_ns
+        if not -_FAR_NS < begin <= finish < _FAR_NS:
+            raise OverflowError
+        return begin, finish
 
     def _project(self, host: HostTables, calls: Launches) -> None:
         """Add each range as the device saw it: from the first kernel launched in it to the last.
@@ -299,49 +320,10 @@ class ProcessRows:
             },
         )
 
-    def _memory(self, shard: BulkShard, steps: list[dict[str, int]]) -> None:
-        rows = Rows(("t_ns", "size_bytes", "address", "allocated_bytes"), ("device",))
-        held: dict[Any, int] = {}
-        for start, _, device, address, size, kind in self._mine(
-            _USAGE,
-            ("start", "globalPid", "deviceId", "address", "bytes", "memoryOperationType"),
-            1,
-            order="start",
-        ):
-            if not isinstance(start, int) or not isinstance(size, int):
-                self._damaged += 1
-                continue
-            signed = -size if kind == 1 else size
-            held[device] = held.get(device, 0) + signed
-            place = address if isinstance(address, int) else None
-            rows.add(start + self._offset_ns, signed, place, held[device], f"cuda:{device or 0}")
-        if len(rows):
-            times = rows.number("t_ns")
-            shard.write("memory", {**rows.columns(), "step": step_of(times, steps)})
-
-    def _counters(self, shard: BulkShard) -> None:
-        names = {
-            (kind, metric): str(name)
-            for kind, metric, name in self._database.rows(
-                "TARGET_INFO_GPU_METRICS", ("typeId", "metricId", "metricName")
-            )
-        }
-        rows = Rows(("t_ns",), ("name", "device"), ("value",))
-        for at, kind, metric, value in self._database.rows(
-            "GPU_METRICS", ("timestamp", "typeId", "metricId", "value"), order="timestamp"
-        ):
-            if isinstance(at, int) and isinstance(value, int | float):
-                # The lowest byte of a type id is the number of the GPU.
-                device = f"cuda:{kind & 0xFF}" if isinstance(kind, int) else ""
-                name = names.get((kind, metric), f"metric {metric}")
-                rows.add(at + self._offset_ns, name, device, float(value))
-        if len(rows):
-            shard.write("counters", rows.columns())
-
     def _tell(self, shard: BulkShard) -> None:
         if self._damaged:
             self._problems.append(
-                f"{self._database.path.name}: {self._damaged} rows without a start or end left out"
+                f"{self._database.path.name}: {self._damaged} rows cannot be read and are left out"
             )
         if self._again:
             self._problems.append(
@@ -369,6 +351,19 @@ class ProcessRows:
             told = row[owner]
             if not isinstance(told, int) or pid_of(told) == self._pid:
                 yield row
+
+
+def _number(value: Any) -> int:
+    """Return the number of a device or stream, 0 where it is not told.
+
+    Raises:
+        OverflowError: it is larger than the table can hold.
+    """
+    if value is None:
+        return 0
+    if value not in _INT32:
+        raise OverflowError
+    return int(value)
 
 
 def _shape(sizes: Row) -> str:

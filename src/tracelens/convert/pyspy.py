@@ -16,10 +16,10 @@ from typing import Any
 import msgspec
 
 from tracelens.convert._columns import Imported
-from tracelens.convert._textfile import beginning, lines, whole
+from tracelens.convert._textfile import BAD_JSON, beginning, lines, whole
 from tracelens.convert.bulktrace import fresh_trace
 from tracelens.convert.newtrace import Explain
-from tracelens.convert.pyspy_samples import Samples, frame_text, step_in
+from tracelens.convert.pyspy_samples import Samples, bounded, frame_text, step_in
 from tracelens.errors import TraceError
 from tracelens.storage.bulk import BulkShard
 
@@ -149,7 +149,7 @@ def read_chrome(data: bytes, samples: Samples, problems: list[str]) -> None:
             continue
         key = str(event.pid), str(event.tid)
         stack = stacks.setdefault(key, [])
-        now_ns = round(event.ts * 1000)
+        now_ns = bounded(event.ts * 1000)
         begin_ns = since.get(key, now_ns)
         if stack and now_ns > begin_ns:
             step = next((s for _, _, s in reversed(stack) if s is not None), None)
@@ -174,20 +174,23 @@ def read_chrome(data: bytes, samples: Samples, problems: list[str]) -> None:
 
 
 def _events(data: bytes, problems: list[str]) -> list[_Event]:
-    """Return the events; of a file that is cut off, those before the cut."""
+    """Return the events; what is damaged or cut off is left out and counted."""
     try:
         return msgspec.json.decode(data, type=list[_Event])
-    except msgspec.DecodeError as error:
-        cut = data.rfind(b"},{")
-        if cut < 0:
-            problems.append(f"not JSON: {error}")
-            return []
-        problems.append(f"damaged or cut off ({error}): events before that are kept")
-    try:
-        return msgspec.json.decode(data[: cut + 1] + b"]", type=list[_Event])
-    except msgspec.DecodeError as error:
-        problems.append(f"not JSON: {error}")
-        return []
+    except BAD_JSON as error:
+        first = str(error)
+    found, bad = [], 0
+    # py-spy writes no space between events, and "},{" nowhere within one.
+    parts = data.strip().removeprefix(b"[").removesuffix(b"]").split(b"},{")
+    for number, part in enumerate(parts):
+        before = b"{" if number else b""
+        after = b"}" if number < len(parts) - 1 else b""
+        try:
+            found.append(msgspec.json.decode(before + part + after, type=_Event))
+        except BAD_JSON:
+            bad += 1
+    problems.append(f"damaged or cut off ({first}): {bad} events are left out")
+    return found
 
 
 def _stack(text: str) -> tuple[str, list[str], int | None]:

@@ -7,6 +7,7 @@ share a stack.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _MARK = re.compile(r"^(?P<before>(?:.*\.)?)tl_step_(?P<step>\d{1,18})$")
 MARK_SHOWN = "step"
+_MOST = 1 << 62
 
 
 def frame_text(function: str, file: str = "", line: int | None = None) -> str:
@@ -32,6 +34,18 @@ def frame_text(function: str, file: str = "", line: int | None = None) -> str:
     if not file:
         return function
     return f"{function} ({file}:{line})" if line is not None else f"{function} ({file})"
+
+
+def bounded(value: float) -> int:
+    """Return a number as whole nanoseconds or counts that the table can hold.
+
+    Examples:
+        >>> bounded(1.6), bounded(1e300) == 2**62, bounded(float("nan"))
+        (2, True, 0)
+    """
+    if math.isnan(value):
+        return 0
+    return round(max(-_MOST, min(_MOST, value)))
 
 
 def step_in(function: str) -> tuple[str, int | None]:
@@ -84,14 +98,15 @@ class Samples:
         """
         if not frames or count <= 0:
             return
+        duration_ns, count = bounded(duration_ns), bounded(count)
         self.samples += count
         self._marked += count if step is not None else 0
         stack = "\n".join(frames)
         number = MISSING if step is None else step
         if t_ns is None:
             sums = self._summed.setdefault((thread, stack, number), [0, 0])
-            sums[0] += duration_ns
-            sums[1] += count
+            sums[0] = bounded(sums[0] + duration_ns)
+            sums[1] = bounded(sums[1] + count)
             return
         self._timed.add(step, t_ns, duration_ns, count, thread, stack)
         if step is not None:

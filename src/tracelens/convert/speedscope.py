@@ -12,10 +12,10 @@ from pathlib import Path
 import msgspec
 
 from tracelens.convert._columns import Imported
-from tracelens.convert._textfile import beginning, whole
+from tracelens.convert._textfile import BAD_JSON, beginning, whole
 from tracelens.convert.bulktrace import fresh_trace
 from tracelens.convert.newtrace import Explain
-from tracelens.convert.pyspy_samples import Samples, frame_text, step_in
+from tracelens.convert.pyspy_samples import Samples, bounded, frame_text, step_in
 from tracelens.errors import TraceError
 from tracelens.storage.bulk import BulkShard
 
@@ -152,14 +152,14 @@ class _Reading:
         """Take in a stack that was open for a while."""
         texts = [self._frames[each][0] for each in stack]
         marks = [step for each in stack if (step := self._frames[each][1]) is not None]
-        count = max(1, round(weight)) if self.profile.unit == "none" else 1
+        count = max(1, bounded(weight)) if self.profile.unit == "none" else 1
         self._samples.add(
             self.profile.name or "all threads",
             texts,
             marks[-1] if marks else None,
-            duration_ns=round(weight * self._scale),
+            duration_ns=bounded(weight * self._scale),
             count=count,
-            t_ns=round(at * self._scale) if self.timed else None,
+            t_ns=bounded(at * self._scale) if self.timed else None,
         )
 
 
@@ -221,6 +221,6 @@ def _wrong(event: _Event, stack: list[int], last: float, reading: _Reading) -> s
 def _read(path: Path) -> _File:
     try:
         found: _File = msgspec.json.decode(whole(path), type=_File)
-    except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
+    except BAD_JSON as error:
         raise TraceError(f"{path}: not a speedscope file, or damaged: {error}") from None
     return found

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tracelens.convert._columns import MISSING, Rows, step_of
+from tracelens.convert._columns import MISSING, UNNAMED, Rows, step_of
 from tracelens.convert._hosttables import HostTables, op_rows, span_rows
 from tracelens.convert.protowire import WireError
 from tracelens.convert.xplane_links import NamedOps, containers
@@ -38,6 +38,7 @@ from tracelens.convert.xplane_wire import (
     Plane,
     Space,
     Stat,
+    window,
 )
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ BACKWARD = re.compile(r"(?:^|/)(?:gradient_tape|gradients(?:_\d+)?)/")
 UPDATE = re.compile(r"^(Resource(Sparse)?Apply|Assign(Add|Sub)?VariableOp$)")
 _DATA_OP = re.compile(r"^(IteratorGetNext|OneShotIterator|MakeIterator)")
 _RUNTIME = re.compile(r"^(cu|cuda|hip)[A-Z]\w+$")
-_PYTHON = re.compile(r"^\$(?:(?P<file>.+):(?P<line>\d+) )?(?P<function>.+)$")
+_PYTHON = re.compile(r"^\$(?:(?P<file>.+):(?P<line>\d{1,9}) )?(?P<function>.+)$")
 _ITERATOR = re.compile(r"^Iterator::[^:]+(::[^:]+)?$")
 _GET_NEXT = "IteratorGetNextOp::DoCompute"
 _QUEUE = "ThreadpoolListener::"
@@ -154,9 +155,9 @@ class HostRows:
         begin_ns = begin_of(line, self._start_ns)
         for event in line.decoded():
             name = plane.kinds.get(event.kind, Kind()).name
-            start, end = _window(begin_ns, event)
+            start, end = window(begin_ns, event)
             self._span(device, line.line_id, start, end, "device_annotation", name)
-            if line.name == "Steps" and name.isdigit():
+            if line.name == "Steps" and name.isdigit() and len(name) < 19:
                 self._step(int(name), start, end)
 
     # The host.
@@ -171,7 +172,7 @@ class HostRows:
                 kind = plane.kinds.get(event.kind)
                 if kind is None or kind.name.startswith(_QUEUE):
                     continue
-                start, end = _window(begin_ns, event)
+                start, end = window(begin_ns, event)
                 end_ps = event.offset_ps + event.duration_ps
                 eager.enter(kind.name, end_ps)
                 op = self._op(kind, eager.op(kind.name, event.offset_ps), data=data)
@@ -189,7 +190,7 @@ class HostRows:
         """Return the name, module and phase of the op that an event is, if it is one."""
         op = eager or op_of(kind.name, kind.display)
         if op is not None:
-            return op[1], op[0], "data" if data else _phase(*op)
+            return op[1] or UNNAMED, op[0], "data" if data else _phase(*op)
         hlo = self._hlo.get(kind.name)
         return None if hlo is None else (kind.name, *hlo)
 
@@ -209,7 +210,7 @@ class HostRows:
             return
         step = stats.get("step_num")
         what, file, line, function = "other", "", None, ""
-        if isinstance(step, int) and "_r" in stats:
+        if isinstance(step, int) and "_r" in stats and 0 <= step < 1 << 62:
             what = "step"
             self._step(step, start, end)
             name = f"{name} {step}"
@@ -224,7 +225,7 @@ class HostRows:
         corr = stats.get("correlation_id")
         self._span(
             None, thread, start, end, what, name,
-            corr=corr if isinstance(corr, int) else None,
+            corr=corr if isinstance(corr, int) and corr < 1 << 63 else None,
             line=line, file=file, function=function, args=_told(stats),
         )  # fmt: skip
 
@@ -244,6 +245,7 @@ class HostRows:
         args: str = "",
     ) -> None:
         start, end = start - self._epoch_ns, end - self._epoch_ns
+        name = name or UNNAMED
         self._spans.add(pid, tid, start, end, corr, line, kind, name, file, function, args)
 
     def _allocation(self, name: str, stats: dict[str, Stat], start: int) -> None:
@@ -296,8 +298,8 @@ class HostRows:
                 step, kernel.corr_id, kernel.device, kernel.stream,
                 kernel.start_unix_ns - self._epoch_ns, kernel.duration_ns, kernel.size_bytes,
                 span,
-                kernel.kind, kernel.name, kernel.grid, kernel.block, _kernel_args(kernel),
-                kernel.occupancy or None,
+                kernel.kind, kernel.name or UNNAMED, kernel.grid, kernel.block,
+                _kernel_args(kernel), kernel.occupancy or None,
             )  # fmt: skip
         if found:
             shard.write("kernels", {"kern_id": np.arange(len(rows)), **rows.columns()})
@@ -312,12 +314,6 @@ class HostRows:
 
 def _nesting(event: Event) -> tuple[int, int]:
     return event.offset_ps, -event.duration_ps
-
-
-def _window(begin_ns: int, event: Event) -> tuple[int, int]:
-    """Return when an event began and ended, ns; rounding both ways alike keeps neighbours apart."""
-    end_ps = event.offset_ps + event.duration_ps
-    return begin_ns + event.offset_ps // 1000, begin_ns + end_ps // 1000
 
 
 def _hlo_of(kernel: ProfiledKernel) -> tuple[str, str]:

@@ -19,14 +19,15 @@ from tracelens.convert.xplane_wire import (
     Plane,
     Stat,
     space,
+    window,
 )
 
 EAGER = "EagerLocalExecute: "
 _EAGER_KERNEL = "EagerKernelExecute"
 _FUNCTIONS = ("__inference_", "__forward_", "__backward_")
-_STREAM = re.compile(r"^Stream #(\d+)")
-_DEVICE_NUMBER = re.compile(r":(\d+)$")
-_SIZE = re.compile(r"\bsize:(\d+)")
+_STREAM = re.compile(r"^Stream #(\d{1,18})")
+_DEVICE_NUMBER = re.compile(r":(\d{1,18})$")
+_SIZE = re.compile(r"\bsize:(\d{1,18})")
 _DETAIL = re.compile(r"(\w+):([\w.,]+)")
 _COMM = re.compile(r"nccl|rccl", re.IGNORECASE)
 _COLLECTIVE = re.compile(
@@ -35,6 +36,7 @@ _COLLECTIVE = re.compile(
 )
 """Instructions of XLA that talk to other devices."""
 _TPU_OPS, _TPU_ASYNC = "XLA Ops", "Async XLA Ops"
+_INT32 = 0x7FFFFFFF
 _MARKS = ("Steps", "XLA Modules", "XLA TraceMe")
 
 
@@ -162,8 +164,7 @@ def kernels(plane: Plane, start_ns: int) -> Iterator[ProfiledKernel]:
             name = (kind.display or kind.name) if kind else ""
             if kind and line.name != _TPU_OPS and line.name != _TPU_ASYNC:
                 name = kind.name or kind.display
-            at = begin_ns + event.offset_ps // 1000
-            end = begin_ns + (event.offset_ps + event.duration_ps) // 1000
+            at, end = window(begin_ns, event)
             yield _kernel(name, device, stream, at, end - at, stats, line)
 
 
@@ -176,7 +177,7 @@ def stream_of(line: Line) -> int | None:
     """
     matched = _STREAM.match(line.name)
     if matched:
-        return int(matched[1])
+        return int(matched[1]) & _INT32
     return {_TPU_OPS: 0, _TPU_ASYNC: 1}.get(line.name)
 
 
@@ -193,7 +194,7 @@ def device_number(plane_name: str) -> int:
         (3, 0)
     """
     matched = _DEVICE_NUMBER.search(plane_name)
-    return int(matched[1]) if matched else 0
+    return int(matched[1]) & _INT32 if matched else 0
 
 
 def begin_of(line: Line, start_ns: int) -> int:
@@ -203,7 +204,7 @@ def begin_of(line: Line, start_ns: int) -> int:
 
 def thread_of(line: Line) -> int:
     """Return a line's number as a thread id of 31 bits."""
-    return line.line_id & 0x7FFFFFFF
+    return line.line_id & _INT32
 
 
 def op_of(name: str, display: str) -> tuple[str, str] | None:
@@ -274,11 +275,11 @@ def _kernel(
         stream,
         start_ns,
         duration_ns,
-        corr if isinstance(corr, int) else None,
+        corr if isinstance(corr, int) and corr < 1 << 63 else None,
         _text(stats.pop("tf_op", "")),
         _text(stats.pop("hlo_op", "")),
         _text(stats.pop("hlo_module", "")),
-        int(size[1]) if size else None,
+        min(int(size[1]), 1 << 62) if size else None,
         details.get("grid", ""),
         details.get("block", ""),
         _number(occupancy),

@@ -28,6 +28,7 @@ HOST = "/host:CPU"
 HOST_CUPTI = "/host:CUPTI"
 DEVICE = "/device:"
 
+_FAR_NS = 1 << 62
 _STATS = 0x22
 _NUMBERS = frozenset({0x08, 0x10, 0x18})
 """Tags of an event's fields: its statistics; its kind, offset and duration."""
@@ -269,6 +270,23 @@ def event(data: bytes) -> Event:
     if at > end:
         raise WireError("an event is cut off")
     return Event(numbers[1], numbers[2], max(0, numbers[3]), tuple(stats))
+
+
+def window(begin_ns: int, event: Event) -> tuple[int, int]:
+    """Return when an event began and ended, ns; rounding both ways alike keeps neighbours apart.
+
+    Args:
+        begin_ns: what its line's offsets count from.
+        event: the event.
+
+    Raises:
+        WireError: no clock shows such a time.
+    """
+    start_ns = begin_ns + event.offset_ps // 1000
+    end_ns = begin_ns + (event.offset_ps + event.duration_ps) // 1000
+    if not -_FAR_NS < start_ns <= end_ns < _FAR_NS:
+        raise WireError("an event at an absurd time")
+    return start_ns, end_ns
 
 
 def _any_event(data: bytes) -> Event:

@@ -188,11 +188,28 @@ def test_several_exports_given_to_the_command_are_the_ranks_of_one_trace(tmp_pat
 def test_a_damaged_export_keeps_what_can_be_read(tmp_path: Path) -> None:
     path = export(tmp_path / "a.sqlite")
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute("UPDATE CUPTI_ACTIVITY_KIND_KERNEL SET end = 'x' WHERE correlationId=22")
+        for change in (
+            "UPDATE CUPTI_ACTIVITY_KIND_KERNEL SET end = 'x' WHERE correlationId = 22",
+            "UPDATE CUPTI_ACTIVITY_KIND_KERNEL SET correlationId = 'x' WHERE correlationId = 23",
+            f"UPDATE CUPTI_ACTIVITY_KIND_MEMCPY SET deviceId = {1 << 40}",
+            "UPDATE NVTX_EVENTS SET text = '' WHERE text = 'forward'",
+            f"UPDATE NVTX_EVENTS SET end = {(1 << 63) - 1} WHERE text = 'Step 1'",
+        ):
+            connection.execute(change)
         connection.commit()
     result = nsys.convert(path, tmp_path / "out.tltrace")
-    assert result.kernels == 3
-    assert any("1 rows without a start or end" in each for each in result.problems)
+    assert result.kernels == 1
+    assert any("4 rows cannot be read" in each for each in result.problems)
+    with open_trace(tmp_path / "out.tltrace") as trace:
+        assert trace.sql("SELECT name FROM spans WHERE kind = 'annotation'") == [("(unnamed)",)]
+
+
+def test_a_schema_of_damaged_bytes_is_refused(tmp_path: Path) -> None:
+    path = export(tmp_path / "a.sqlite")
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"CREATE TABLE CUPTI", b"CREATE TAB\xbbE CUPTI", 1))
+    with pytest.raises(TraceError, match="not a readable sqlite file"):
+        nsys.convert(path, tmp_path / "out.tltrace")
 
 
 def test_other_files_are_refused_in_one_line(
