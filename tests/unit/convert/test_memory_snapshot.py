@@ -158,7 +158,8 @@ def test_plain_data_reads_as_python_would_and_torn_data_never_breaks() -> None:
 def test_nonsense_in_a_snapshot_is_left_out(tmp_path: Path) -> None:
     huge = [action("alloc", n, BASE + n, (1 << 63) - 1) for n in range(3)]
     nonsense: list[Any] = [7, {"action": {}}, {"action": "alloc", "frames": 3}, {"frames": []}]
-    found = snapshot([*huge, *nonsense, *ACTIONS], [{"state": "active_allocated", "size": "x"}])
+    found = snapshot([*huge, *nonsense, *ACTIONS], [])
+    found["segments"][0]["blocks"] = [{"state": "active_allocated", "size": "x"}, 3]
     found["device_traces"].append("not a list")
     result = memory_snapshot.convert(dump(found, tmp_path / "s.pickle"), tmp_path / "t")
     assert any("absurd sizes" in each for each in result.problems)
