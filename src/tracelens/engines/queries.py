@@ -275,6 +275,7 @@ RANK_PARTS = f"""
     UNION ALL
     SELECT rank, 'op' AS what, name, sum(duration_ns) AS total_ns, count(*) AS n
     FROM ops WHERE {_LEAVES} AND duration_ns IS NOT NULL AND name NOT LIKE 'c10d::%'
+      AND name NOT LIKE 'Collective%'
     GROUP BY rank, name
     ORDER BY rank, what, name"""
 """Where each rank's time went, by op and by the ranges that the program named."""
