@@ -206,17 +206,14 @@ def read_in_python(result: Any) -> Events:
 
 
 def _describe_op(event: Any, row: int, columns: dict[str, Any], texts: _Numbers) -> None:
-    shapes = event.shapes()
-    if not shapes:
+    if not event.shapes():
         return
-    text = str(shapes).replace(" ", "")
-    columns["shapes"][row] = texts.of(text, lambda: text)
-    dtypes = event.dtypes()
-    columns["dtypes"][row] = texts.of(tuple(dtypes), lambda: _json(dtypes))
-    values = [_scalar(value) for value in event.concrete_inputs()]
-    if any(value is not None for value in values):
-        known = _json(values)
-        columns["values"][row] = texts.of(known, lambda: known)
+    for name, text in (
+        ("shapes", str(event.structured_input_shapes())),
+        ("dtypes", _quoted(event.dtypes())),
+        ("values", _quoted([_scalar(value) for value in event.concrete_inputs()])),
+    ):
+        columns[name][row] = texts.of(text, lambda text=text: text)
 
 
 def _allocations(roots: list[Any], columns: dict[str, Any]) -> Allocations:
@@ -255,16 +252,17 @@ def _ints(n: int, values: Iterator[int]) -> Ints:
     return np.fromiter(values, dtype=np.int64, count=n)
 
 
-def _scalar(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_scalar(item) for item in value]
-    return value if isinstance(value, bool | int | float | str) else None
+def _scalar(value: Any) -> str:
+    """Return a scalar argument as Kineto writes it into its files."""
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_scalar, value)) + "]"
+    if isinstance(value, float):
+        return f"{int(value)}." if value.is_integer() and abs(value) < 2**53 else f"{value:.17g}"
+    return str(value) if isinstance(value, int | str) else ""
 
 
-def _json(value: Any) -> str:
-    from tracelens.storage.jsonlines import dumps
-
-    return dumps(value)
+def _quoted(texts: list[str]) -> str:
+    return "[" + ", ".join(f'"{text}"' for text in texts) + "]"
 
 
 def _object(meta: str) -> str:

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import tracelens as tl
 from tracelens.analysis.profile.data import load_profile
+from tracelens.convert import kineto
 from tracelens.events import OpFlag
 from tracelens.storage.reader import open_trace
 from tracelens.storage.recovery import repair
@@ -152,7 +153,7 @@ def test_shapes_and_scalars_of_inputs_are_kept(tmp_path: Path) -> None:
     )[0]
     assert json.loads(shapes)[:3] == [[32], [16, 32], [32, 32]]
     assert json.loads(dtypes)[:3] == ["float", "float", "float"]
-    assert json.loads(values)[3:] == [1, 1]
+    assert json.loads(values)[3:] == ["1", "1"]
 
 
 def test_at_the_ops_level_an_op_is_written_once_and_named_by_memory(tmp_path: Path) -> None:
@@ -252,22 +253,61 @@ def test_a_profiler_of_the_program_goes_first(tmp_path: Path) -> None:
     assert not torch._C._autograd._profiler_enabled()
 
 
-def test_the_readers_in_cpp_and_in_python_tell_the_same() -> None:
+def finished_profile() -> Any:
+    """Return Kineto's result of a step and of some ops with odd arguments."""
     from torch._C._autograd import _disable_profiler, _enable_profiler, _prepare_profiler
 
-    from tracelens_torch import native_profile
     from tracelens_torch.profile import _config
 
-    native = native_profile.load()
-    if native is None:
-        pytest.skip("no C++ compiler")
     activities = {ProfilerActivity.CPU}
     training = Training()
     _prepare_profiler(_config(activities), activities)
     _enable_profiler(_config(activities), activities)
     training.step()
-    torch.full((3,), float("inf")).clamp(min=-1.5)
-    result = _disable_profiler()
+    torch.full((3,), float("inf")).clamp(min=-1.5, max=1e12)
+    torch.cat([torch.ones(2), torch.ones(2) * 0.1]).std(dim=[0], correction=1.5)
+    return _disable_profiler()
+
+
+def test_a_live_profile_reads_as_the_importer_reads_its_file(tmp_path: Path) -> None:
+    result = finished_profile()
+    events = profile_events.read(result)
+    host = Host(events)
+
+    def name(row: int) -> str | None:
+        return events.names[events.name[row]] if row >= 0 else None
+
+    ours = [
+        (
+            name(row),
+            profile_tables.PHASES[host.phase[row]],
+            name(host.op_around[row]),
+            name(host.forward[row]),
+            int(events.end_ns[row] - events.start_ns[row]),
+            *(
+                events.texts[column[row]] if column[row] >= 0 else None
+                for column in (events.shapes, events.dtypes, events.values)
+            ),
+        )
+        for row in host.ops.tolist()
+    ]
+    result.save(str(tmp_path / "kineto.json"))
+    kineto.convert(tmp_path / "kineto.json", tmp_path / "t")
+    theirs = rows(
+        tmp_path / "t",
+        "SELECT o.name, o.phase, p.name, f.name, o.duration_ns, o.in_shapes, o.in_dtypes, "
+        "o.in_values FROM ops o LEFT JOIN ops p ON p.op_id = o.parent_id "
+        "LEFT JOIN ops f ON f.op_id = o.fwd_op_id ORDER BY o.op_id",
+    )
+    assert ours == theirs
+
+
+def test_the_readers_in_cpp_and_in_python_tell_the_same() -> None:
+    from tracelens_torch import native_profile
+
+    if native_profile.load() is None:
+        pytest.skip("no C++ compiler")
+    result = finished_profile()
     fast, slow = profile_events.read(result), profile_events.read_in_python(result)
     texts = {"name": "names", "shapes": "texts", "dtypes": "texts", "values": "texts"}
     for name in profile_events.Events.__slots__:

@@ -2,10 +2,10 @@
 #include <pybind11/numpy.h>
 #include <torch/csrc/autograd/profiler_kineto.h>
 #include <torch/csrc/profiler/collection.h>
+#include <torch/csrc/profiler/util.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include <algorithm>
-#include <cmath>
 #include <string>
 #include <unordered_map>
 #include <utility>
@@ -74,82 +74,20 @@ class Numbers {
   std::vector<const std::string*> texts_;
 };
 
-void append_quoted(std::string& json, const std::string& text) {
-  json += '"';
-  for (const char c : text) {
-    if (c == '"' || c == '\\') json += '\\';
-    if (uint8_t(c) < 0x20) {
-      char escaped[8];
-      std::snprintf(escaped, sizeof escaped, "\\u%04x", unsigned(uint8_t(c)));
-      json += escaped;
-    } else {
-      json += c;
-    }
-  }
-  json += '"';
-}
-
+// The texts are those of Kineto's own JSON files, so that a live profile and a file read alike.
 std::string shapes_of(const KinetoEvent& event) {
-  std::string json = "[";
-  for (const auto& sizes : event.shapes()) {
-    if (json.size() > 1) json += ',';
-    json += '[';
-    for (size_t i = 0; i < sizes.size(); ++i) {
-      if (i) json += ',';
-      json += std::to_string(sizes[i]);
-    }
-    json += ']';
-  }
-  return json + "]";
+  const auto shapes = event.structuredInputShapes();
+  return impl::variantShapesToStr(std::vector<impl::shape>(shapes.begin(), shapes.end()));
 }
 
 std::string dtypes_of(const KinetoEvent& event) {
-  std::string json = "[";
-  for (const auto& dtype : event.dtypes()) {
-    if (json.size() > 1) json += ',';
-    append_quoted(json, dtype);
-  }
-  return json + "]";
+  const auto types = event.dtypes();
+  return impl::strListToStr(std::vector<std::string>(types.begin(), types.end()));
 }
 
-// Appends a scalar argument; returns whether there was one.
-bool append_value(std::string& json, const c10::IValue& value) {
-  if (value.isBool()) {
-    json += value.toBool() ? "true" : "false";
-  } else if (value.isInt()) {
-    json += std::to_string(value.toInt());
-  } else if (value.isDouble()) {
-    const double number = value.toDouble();
-    if (std::isnan(number)) json += "\"NaN\"";
-    else if (std::isinf(number)) json += number > 0 ? "\"Infinity\"" : "\"-Infinity\"";
-    else json += std::string(py::repr(py::float_(number)));
-  } else if (value.isString()) {
-    append_quoted(json, value.toStringRef());
-  } else if (value.isList()) {
-    json += '[';
-    bool first = true;
-    for (const c10::IValue& item : value.toListRef()) {
-      if (!first) json += ',';
-      first = false;
-      append_value(json, item);
-    }
-    json += ']';
-  } else {
-    json += "null";
-    return false;
-  }
-  return true;
-}
-
-int64_t values_of(const KinetoEvent& event, Numbers& texts) {
-  if (!event.hasConcreteInputs()) return -1;
-  std::string json = "[";
-  bool any = false;
-  for (const c10::IValue& value : event.concreteInputs()) {
-    if (json.size() > 1) json += ',';
-    any |= append_value(json, value);
-  }
-  return any ? texts.of(json + "]") : -1;
+std::string values_of(const KinetoEvent& event) {
+  const auto values = event.concreteInputs();
+  return impl::ivalueListToStr(std::vector<c10::IValue>(values.begin(), values.end()));
 }
 
 template <class T>
@@ -207,7 +145,7 @@ py::dict read_result(const ProfilerResult& result) {
         if (event.hasShapes() && !event.shapes().empty()) {
           shapes[i] = texts.of(shapes_of(event));
           if (event.hasTypes()) dtypes[i] = texts.of(dtypes_of(event));
-          values[i] = values_of(event, texts);
+          if (event.hasConcreteInputs()) values[i] = texts.of(values_of(event));
         }
         [[fallthrough]];
       case kAnnotation:
