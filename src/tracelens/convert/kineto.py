@@ -19,6 +19,7 @@ from tracelens.convert._textfile import beginning
 from tracelens.convert.bulktrace import fresh_trace
 from tracelens.convert.kineto_bytes import Source, sources
 from tracelens.convert.kineto_file import ProfileFile
+from tracelens.convert.kineto_peek import peek
 from tracelens.convert.kineto_ranks import is_unix, missing, ranges_text, rank_in_name
 from tracelens.convert.newtrace import Explain
 from tracelens.errors import TraceError
@@ -79,13 +80,12 @@ def convert_files(
 ) -> Imported:
     """Write the profiles of several ranks as one trace; see ``convert``."""
     problems: list[str] = []
-    files = _all_sources(paths, problems)
+    files, epoch_ns = _in_order(_all_sources(paths, problems))
     total = sum(path.stat().st_size for path in {each.path for each in files})
     ops = steps = kernels = rows = 0
     taken: dict[int, str] = {}
     world_size = 0
     with fresh_trace(out_path, force=force) as directory:
-        epoch_ns: int | None = None
         done = 0
         for source in files:
 
@@ -102,7 +102,10 @@ def convert_files(
             done += _size(source)
             about = file.about
             rank = _rank(about.rank, source, taken, len(files))
-            problems += file.problems.lines()
+            if rank is None:
+                rank = next(each for each in range(len(taken) + 1) if each not in taken)
+                if len(files) > 1:
+                    problems.append(f"{source.name}: says no rank: imported as rank {rank}")
             if rank in taken:
                 problems.append(
                     f"{source.name}: rank {rank} is imported from {taken[rank]} already: left out "
@@ -112,9 +115,7 @@ def convert_files(
             taken[rank] = source.name
             world_size = max(world_size, about.world_size)
             if epoch_ns is None:
-                # Another rank may begin before this one, and no time should be below 0.
-                first = file.start_ns
-                epoch_ns = first if len(files) == 1 else first - first % _SECOND_NS
+                epoch_ns = file.start_ns
             shard = BulkShard(
                 directory,
                 rank,
@@ -134,6 +135,7 @@ def convert_files(
                     message = "the file does not say when it was recorded: its times are relative"
                     shard.event("note", kind="clock", severity="info", message=message)
                 made = file.write(shard, epoch_ns)
+            problems += file.problems.lines()
             ops, kernels = ops + made.ops, kernels + made.kernels
             steps, rows = max(steps, made.steps), rows + shard.rows
             del file
@@ -162,6 +164,20 @@ def _all_sources(paths: Sequence[Path], problems: list[str]) -> list[Source]:
     return files
 
 
+def _in_order(files: list[Source]) -> tuple[list[Source], int | None]:
+    """Return those that name their rank first, and the epoch of their trace.
+
+    It is the second in which the first of them starts; of a single file its first event.
+    """
+    if len(files) == 1:
+        return files, None
+    seen = [(peek(each), each) for each in files]
+    starts = [look.start_ns for look, _ in seen if look.start_ns is not None]
+    first = min(starts, default=None)
+    order = sorted(seen, key=lambda pair: pair[0].rank is None)
+    return [each for _, each in order], None if first is None else first - first % _SECOND_NS
+
+
 def _in_folder(path: Path) -> list[Path]:
     found = [each for each in path.iterdir() if each.is_file() and each.name.endswith(_ENDINGS)]
     return sorted(found, key=lambda each: (_natural(each.name), each.name))
@@ -185,12 +201,11 @@ def _looks_right(path: Path) -> bool:
     return _IN_HEAD.search(beginning(path)) is not None
 
 
-def _rank(told: int | None, source: Source, taken: dict[int, str], files: int) -> int:
-    """Return a file's rank: what it says, else its name, else the next free one."""
-    rank = told if told is not None else rank_in_name(source.name)
-    if rank is None or (files == 1 and told is None):
-        return next(each for each in range(len(taken) + 1) if each not in taken)
-    return rank
+def _rank(told: int | None, source: Source, taken: dict[int, str], files: int) -> int | None:
+    """Return a file's rank: what it says, else its name; ``None`` if neither does."""
+    if told is None and files > 1:
+        return rank_in_name(source.name)
+    return told
 
 
 def _absent(taken: dict[int, str], world_size: int) -> list[str]:
