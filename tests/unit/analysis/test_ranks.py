@@ -142,6 +142,10 @@ def test_bandwidth_is_of_the_transfer_not_of_the_waiting(tmp_path: Path) -> None
     assert (transfer.ranks, transfer.median_ns) == (4, 100_000)
     assert transfer.algorithm_gbs == pytest.approx(10.0)
     assert transfer.bus_gbs == pytest.approx(15.0)
+    (gathered,) = Run(tmp_path / "all", 4).write(0, name="allgather").report().transfers
+    # Four parts of a megabyte, of which three come over the bus.
+    assert gathered.algorithm_gbs == pytest.approx(40.0)
+    assert gathered.bus_gbs == pytest.approx(30.0)
     assert [bus_factor(n, 4) for n in ("allgather", "broadcast")] == [0.75, 1.0]
     assert bus_factor("allreduce", 1) == 1.0
 

@@ -28,7 +28,10 @@ def align_run(run_dir: Path) -> int:
         TraceLensError: the trace cannot be read.
         OSError: it cannot be written.
     """
-    if any(shard.alive for shard in open_catalog(run_dir).shards):
+    shards = open_catalog(run_dir).shards
+    if any(shard.alive for shard in shards):
+        return 0
+    if not any("collectives" in shard.segments for shard in shards):
         return 0
     with open_engine(run_dir) as engine:
         source = find_source(engine, ("collectives",))

@@ -54,7 +54,9 @@ class Transfer:
 
     Attributes:
         median_ns: duration of a call that waited for nobody.
-        algorithm_gbs: size / duration in GB/s; ``None`` where the size is not known.
+        size_bytes: what one rank gives.
+        algorithm_gbs: size (of the whole, for an allgather) / duration in GB/s; ``None`` where the
+            size is not known.
         bus_gbs: the same, as the busiest link saw it.
     """
 
@@ -99,7 +101,9 @@ def transfers(engine: Engine, source: str) -> list[Transfer]:
     """Return how fast each kind and size of collective was, the longest total first."""
     found = []
     for name, group, ranks, size, calls, median, total in engine.rows(queries.bandwidth(source)):
-        speed = size / median if size and median else None
+        # What each rank gives to an allgather is an n-th of what is gathered.
+        moved = size * ranks if size and name == "allgather" else size
+        speed = moved / median if moved and median else None
         bus = speed * bus_factor(name, ranks) if speed is not None else None
         found.append(Transfer(name, group, ranks, size, calls, median, total, speed, bus))
     return found
