@@ -26,8 +26,12 @@ if TYPE_CHECKING:
 
 
 def op_rows() -> Rows:
-    """Return an empty table of ops: ``tid start_ns end_ns``, ``name module phase``."""
-    return Rows(("tid", "start_ns", "end_ns"), ("name", "module", "phase"))
+    """Return an empty table of ops.
+
+    Its columns are ``tid start_ns end_ns seq`` and ``name module phase in_shapes``. ``seq`` is
+    autograd's number of a forward op and of the backward ops that belong to it.
+    """
+    return Rows(("tid", "start_ns", "end_ns", "seq"), ("name", "module", "phase", "in_shapes"))
 
 
 def span_rows() -> Rows:
@@ -129,8 +133,9 @@ class HostTables:
         shard.write(
             "ops",
             {
-                **_picked(ops, order, "name", "module", "phase"),
+                **_picked(ops, order, "name", "module", "phase", "in_shapes"),
                 "op_id": np.arange(n_ops),
+                "fwd_op_id": masked(self._op_ids[self._forward()[order]]),
                 "step": steps,
                 "ord": positions(steps),
                 "parent_id": masked(self._op_ids[own[order]]),
@@ -140,6 +145,26 @@ class HostTables:
                 "flags": flags[order],
             },
         )
+
+    def _forward(self) -> NDArray[np.int64]:
+        """Return the row of each backward op's forward op, -1 where none is known.
+
+        An op that makes no node of autograd shows the number of the next one that does, so that of
+        several forward ops the last to begin is meant.
+        """
+        seq, start = self._ops.number("seq"), self._start[: len(self._ops)]
+        found = np.full(len(seq), -1, dtype=np.int64)
+        known = seq != MISSING
+        if not known.any() or "backward" not in self._ops.texts("phase"):
+            return found
+        backward = self._ops.codes("phase") == self._ops.texts("phase").index("backward")
+        first = np.flatnonzero(known & ~backward)
+        first = first[np.lexsort((start[first], seq[first]))]
+        second = np.flatnonzero(known & backward)
+        place = np.searchsorted(seq[first], seq[second], side="right") - 1
+        hit = (place >= 0) & (seq[first][place] == seq[second]) if len(first) else place >= 0
+        found[second[hit]] = first[place[hit]]
+        return found
 
     def _write_spans(self, shard: BulkShard) -> None:
         spans, order, n_ops = self._spans, self._span_order, len(self._ops)

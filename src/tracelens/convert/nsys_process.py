@@ -23,8 +23,13 @@ _STEP = re.compile(
     r"^(?:ProfilerStep#|(?:train(?:ing)?[ _-]?)?(?:step|iteration|iter)[ _#:=-]*)(\d+)$",
     re.IGNORECASE,
 )
-_TORCH_OP = re.compile(r"^((?:\w+::)+[\w.]+|\w+Backward\d*)(?=$|, (?:seq|op_id|sizes) )")
-"""A range of ``torch.autograd.profiler.emit_nvtx``: ``aten::mm, seq = 5, sizes = ...``."""
+_TORCH_OP = re.compile(
+    r"^(autograd::engine::evaluate_function: \w+|(?:\w+::)+[\w.]+|\w+Backward\d*)"
+    r"(?=$|, (?:seq|op_id|sizes) = )"
+)
+_SEQ = re.compile(r", seq = (\d{1,18})\b")
+_SIZES = re.compile(r", sizes = (\[[\d\[\], ]*\])")
+"""Ranges of ``torch.autograd.profiler.emit_nvtx``: ``aten::mm, seq = 5, sizes = [[2, 3]]``."""
 _VERSION = re.compile(r"_v\d+(?:_pt[sd][zs])?$|_pt[sd][zs]$")
 _COMM = re.compile(r"nccl|rccl", re.IGNORECASE)
 _COPY = ("Unknown", "HtoD", "DtoH", "HtoA", "AtoH", "AtoA", "AtoD", "DtoA", "DtoD", "HtoH", "PtoP")
@@ -86,6 +91,8 @@ class ProcessRows:
         self._ranges()
         self._calls()
         self._device()
+        if "backward" in self._ops.texts("phase"):
+            self._ops.rename("phase", "other", "forward")
         steps = sorted(self._steps.values(), key=lambda each: each["start_ns"])
         for each in steps:
             shard.event("step", **each)
@@ -134,8 +141,11 @@ class ProcessRows:
         op = _TORCH_OP.match(name)
         if op and not domain:
             backward = "Backward" in op[1] or op[1].startswith("autograd::")
-            phase = "backward" if backward else "other"
-            self._ops.add(tid_of(tid), begin, finish, op[1], "", phase)
+            seq, sizes = _SEQ.search(name), _SIZES.search(name)
+            self._ops.add(
+                tid_of(tid), begin, finish, int(seq[1]) if seq else None,
+                op[1], "", "backward" if backward else "other", sizes[1] if sizes else "",
+            )  # fmt: skip
             return
         kind = "other" if domain == "MPI" else "annotation"
         step = None if domain else _STEP.match(name)

@@ -177,7 +177,8 @@ class HostRows:
                 eager.enter(kind.name, end_ps)
                 op = self._op(kind, eager.op(kind.name, event.offset_ps), data=data)
                 if op is not None:
-                    self._ops.add(thread, start - self._epoch_ns, end - self._epoch_ns, *op)
+                    start, end = start - self._epoch_ns, end - self._epoch_ns
+                    self._ops.add(thread, start, end, None, *op, "")
                     continue
                 loads = kind.name == _GET_NEXT or _ITERATOR.match(kind.name) is not None
                 if loads and (loads := end_ps > loaded_ps):

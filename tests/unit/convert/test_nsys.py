@@ -21,6 +21,8 @@ EPOCH_NS = 1_700_000_000_000_000_000
 TEXTS = ["[Unknown]", "void gemm<float>(int)", "gemm", "cudaLaunchKernel_v7000", "cudaLaunchKernel",
          "ncclDevKernel_AllReduce(args)", "MPI_Allreduce", "cudaMemcpyAsync_v3020"]  # fmt: skip
 
+MM = "aten::mm, seq = 3, op_id = 4, sizes = [[2, 3], [3, 4]]"
+
 
 def export(
     path: Path, *, rank: int | None = None, meta: str = "META_DATA_EXPORT", **more: Any
@@ -60,7 +62,15 @@ def export(
                 (1000, 1900, 59, "step 0", GLOBAL_TID, None, 0),
                 (2000, 2800, 59, "Step 1", GLOBAL_TID, None, 0),
                 (1050, 1300, 59, "forward", GLOBAL_TID, None, 0),
-                (1080, 1200, 59, "aten::mm, seq = 3, op_id = 4", GLOBAL_TID, None, 0),
+                (
+                    1080,
+                    1200,
+                    59,
+                    "aten::mm, seq = 3, op_id = 4, sizes = [[2, 3], [3, 4]]",
+                    GLOBAL_TID,
+                    None,
+                    0,
+                ),
                 (2090, 2200, 59, "MmBackward0, seq = 3, op_id = 9", GLOBAL_TID, None, 0),
                 (900, None, 34, "a mark", GLOBAL_TID, None, 0),
             ],
@@ -103,7 +113,8 @@ def test_kernels_calls_and_ranges_of_both_generations(meta: str, tmp_path: Path)
             (0, 1000),
             (1, 2000),
         ]
-        assert trace.sql("SELECT phase FROM ops ORDER BY op_id") == [("other",), ("backward",)]
+        query = "SELECT phase, fwd_op_id, in_shapes FROM ops ORDER BY op_id"
+        assert trace.sql(query) == [("forward", None, "[[2, 3], [3, 4]]"), ("backward", 0, None)]
         assert trace.sql(
             "SELECT name, pid, tid, start_ns, duration_ns FROM spans"
             " WHERE kind = 'device_annotation' ORDER BY start_ns, name"
