@@ -89,12 +89,15 @@ class ProfileData:
         """
         first, end = self.selected or (None, None)
         last = None if end is None else end - 1
+        # The rank's other attempts have steps as well, at other times.
+        own = set(self.table("steps").ints("start_ns").tolist())
         rows = [
             _window(event["start_ns"], event["duration_ns"], event["step"])
             for event in self.reader.steps(first, last, rank=self.rank)
             if isinstance(event.get("start_ns"), int)
             and isinstance(event.get("duration_ns"), int)
             and isinstance(event.get("step"), int)
+            and event["start_ns"] in own
             and event.get("profiled") is not False
         ]
         if rows:

@@ -23,8 +23,9 @@ class ProfileBuilder:
     first.
     """
 
-    def __init__(self, rank: int = 0) -> None:
+    def __init__(self, rank: int = 0, attempt: int = 0) -> None:
         self.rank = rank
+        self.attempt = attempt
         self.rows: dict[str, list[Row]] = {}
         self.events: list[tuple[str, Row]] = []
 
@@ -74,7 +75,7 @@ class ProfileBuilder:
 
     def write(self, path: Path) -> Path:
         """Write the shard into the trace at ``path``."""
-        with BulkShard(path, rank=self.rank, epoch_unix_ns=0) as shard:
+        with BulkShard(path, self.rank, attempt=self.attempt, epoch_unix_ns=0) as shard:
             for table, rows in self.rows.items():
                 shard.write(table, _columns(table, rows))
             for kind, fields in self.events:

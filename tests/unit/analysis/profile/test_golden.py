@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tracelens.analysis.profile.comm import communication
+from tracelens.analysis.profile.critical import critical_path
 from tracelens.analysis.profile.data import ProfileData, load_profile
 from tracelens.analysis.profile.device import device_totals
 from tracelens.analysis.profile.devices import limits_of
@@ -136,3 +137,23 @@ def test_launches_and_stream_gaps_are_hta_s(profile_of: Any) -> None:
     comm = communication(data)
     assert comm is not None
     assert 100 * comm.hidden_share == pytest.approx(15.61, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "bound_by", "share"),
+    [
+        (NCCL, 5, "host", 1.0),
+        ("shared/h100_Falconsai_nsfw_image_detection", 6, "host", 0.998),
+        ("shared/ns_resolution_v100", 103, "device", 0.988),
+        (QWEN, 6, "device", 0.898),
+    ],
+)
+def test_the_critical_path_is_bound_by_what_hta_says(
+    name: str, step: int, bound_by: str, share: float, profile_of: Any
+) -> None:
+    whole = profile_of(name)
+    answer = critical_path(load_profile(whole.reader, whole.rank, (step, step + 1)))
+    assert answer is not None
+    assert answer.bound_by == bound_by
+    part = answer.host_ns if bound_by == "host" else answer.device_ns
+    assert part / answer.duration_ns == pytest.approx(share, abs=0.02)

@@ -180,3 +180,13 @@ def test_each_device_has_totals_of_its_own(build: ProfileBuilder, path: Path) ->
 def test_every_part_has_a_name(build: ProfileBuilder, path: Path) -> None:
     one_step(build)
     assert tuple(part.name for part in split_steps(build.load(path)).whole.parts) == PARTS
+
+
+def test_the_last_attempt_of_a_rank_is_analysed_alone(path: Path) -> None:
+    for attempt, length in enumerate((40, 70)):
+        build = ProfileBuilder(attempt=attempt)
+        build.step(attempt, 1000 * attempt, 1000 * attempt + 100)
+        build.op("aten::mm", 1000 * attempt, 1000 * attempt + length, step=attempt)
+        data = build.load(path)
+    (step,) = split_steps(data).steps
+    assert (step.step, step.part("forward").duration_ns) == (1, 70)
