@@ -57,12 +57,12 @@ class OpGroup(Answer):
     Attributes:
         name: the op's name, module path, or ``file:line``.
         detail: the shapes of the inputs, where grouped by shape; the line's text, where by line.
-        count: ops in the group.
+        count: ops in the group that are not directly below another of it.
         self_device_ns: device time of what they launched directly.
         device_ns: device time of what they and the ops they called launched.
         self_host_ns: their host time without that of the ops they called.
-        host_ns: their host time. An op directly below one of its own group does not count again,
-            neither here nor in ``device_ns``.
+        host_ns: their host time. What is directly below another op of its group does not count
+            again, neither here nor in ``device_ns`` and ``count`` (as in torch.profiler's table).
         kernels: pieces of device work launched directly.
         share: of the self device time of all ops; of self host time where no device worked.
     """
@@ -148,7 +148,7 @@ def top_ops(
         "host": _sums(group, np.where(outer, spent.host, 0)),
         "kernels": _sums(group, spent.kernels),
     }
-    count = np.bincount(group)
+    count = np.bincount(group[outer], minlength=len(first))
     ranking = sums["self_device"] if sums["self_device"].any() else sums["self_host"]
     everything = max(int(ranking.sum()), 1)
     details, detail_codes = _details(ops, by)
