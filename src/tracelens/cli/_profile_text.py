@@ -110,13 +110,15 @@ def _kernels(found: Json, options: argparse.Namespace) -> str:
 
 
 def _kernel_table(kernels: list[Json], by: str = "name") -> str:
+    told = any(k["occupancy"] is not None for k in kernels)
     body = [
         [short(k["name"] or "(none)"), k["kind"], k["count"], duration(k["total_ns"]),
-         f"{100 * k['share']:.1f}%", duration(k["mean_ns"]), short(k["op"], 30)]
+         f"{100 * k['share']:.1f}%", duration(k["mean_ns"]),
+         *([k["occupancy"]] if told else []), short(k["op"], 30)]
         for k in kernels
     ]  # fmt: skip
-    head = "kernel" if by == "name" else by
-    return table([head, "kind", "count", "time", "share", "mean", "op"], body)
+    head = ["kernel" if by == "name" else by, "kind", "count", "time", "share", "mean"]
+    return table([*head, *(["occupancy %"] if told else []), "op"], body)
 
 
 def _ops(found: Json, options: argparse.Namespace) -> str:

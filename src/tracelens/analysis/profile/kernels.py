@@ -37,6 +37,8 @@ class KernelGroup(Answer):
         max_ns: longest.
         share: of the sum over all device work.
         op: name of the op that launched most of it.
+        occupancy: mean estimated occupancy in percent, weighted by duration; ``None`` if the
+            profiler did not tell it.
     """
 
     name: str
@@ -48,6 +50,7 @@ class KernelGroup(Answer):
     max_ns: int
     share: float
     op: str
+    occupancy: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,11 @@ def top_kernels(
     op_names = [*data.ops.texts("name"), ""]
     op_of = _main_op(group, np.append(data.ops.codes("name"), -1)[data.kernel_op], length)
     everything = max(int(length.sum()), 1)
+    told = columns.floats("occupancy")
+    known = ~np.isnan(told)
+    weight = np.bincount(group[known], weights=length[known], minlength=len(first))
+    filled = np.bincount(group[known], weights=(told * length)[known], minlength=len(first))
+    occupancy = np.divide(filled, weight, out=np.full(len(first), np.nan), where=weight > 0)
     return [
         KernelGroup(
             label(int(keys[first[at]])),
@@ -117,6 +125,7 @@ def top_kernels(
             int(high[at]),
             float(total[at] / everything),
             op_names[int(op_of[at])],
+            None if np.isnan(occupancy[at]) else float(occupancy[at]),
         )
         for at in _largest(total, top)
     ]

@@ -207,3 +207,11 @@ def test_ops_that_were_recorded_and_profiled_count_once(build: ProfileBuilder, p
     build.launched("gemm", (10, 20), (30, 90), op_id=profiled)
     (group,) = top_ops(build.load(path))
     assert (group.count, group.host_ns, group.self_device_ns) == (1, 98, 60)
+
+
+def test_occupancy_is_weighted_by_time(build: ProfileBuilder, path: Path) -> None:
+    build.kernel("a", 0, 10, occupancy=50.0)
+    build.kernel("a", 20, 50, occupancy=90.0)
+    build.kernel("b", 60, 61)
+    first, second = top_kernels(build.load(path))
+    assert (first.occupancy, second.occupancy) == (80.0, None)
