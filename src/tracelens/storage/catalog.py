@@ -28,6 +28,7 @@ from tracelens.storage.manifest import (
     shard_files,
 )
 from tracelens.storage.segment_files import SegmentFile
+from tracelens.storage.spool import spools
 
 _PARQUET_MAGIC = b"PAR1"
 _ZONES = ("op_lo", "op_hi", "step_lo", "step_hi")
@@ -182,6 +183,7 @@ def _shard(catalog: Catalog, state: ShardState) -> ShardFiles:
         if shard.ring is None:
             message = "its ring is missing, or not a plain file of the trace"
             catalog.problems.append(Problem("unreadable_ring", state.shard, message))
+    catalog.problems.extend(_spools(run_dir, shard))
     shard.strings = inside(run_dir, f"{LIVE_DIR}/{state.shard}.strings")
     shard.events = inside(run_dir, f"{LIVE_DIR}/{state.shard}.events")
     for segment in state.segments:
@@ -193,6 +195,17 @@ def _shard(catalog: Catalog, state: ShardState) -> ShardFiles:
         else:
             shard.segments.setdefault(segment.table, []).append(file)
     return shard
+
+
+def _spools(run_dir: Path, shard: ShardFiles) -> Iterator[Problem]:
+    """Tell of tables of a profiler that no segment holds."""
+    waiting = 0 if shard.alive else len(spools(run_dir, shard.state.shard))
+    if waiting:
+        message = f"{waiting} profiles are not read before `tracelens repair` seals them"
+        yield Problem("unsealed", shard.state.shard, message, waiting)
+    for path in sorted((run_dir / LIVE_DIR).glob(f"{shard.state.shard}.spool-*.damaged")):
+        message = f"{LIVE_DIR}/{path.name[:80]}: a damaged profile was set aside"
+        yield Problem("quarantined", shard.state.shard, message)
 
 
 def _add_orphans(catalog: Catalog) -> None:

@@ -16,7 +16,8 @@ class Problem:
     Attributes:
         kind: ``torn_shard``, ``missing_shard``, ``dead_writer``, ``disk_full``, ``failed``,
             ``dropped``, ``holes``, ``damaged_lines``, ``unreadable_ring``, ``unknown_strings``,
-            ``quarantined``, ``damaged_tensors``, ``truncated``, ``unlisted`` or ``leftover_tmp``.
+            ``quarantined``, ``damaged_tensors``, ``truncated``, ``unlisted``, ``unsealed`` or
+            ``leftover_tmp``.
         shard: the shard concerned; empty for the whole run.
         message: one line.
         count: how many records, files or lines are concerned.

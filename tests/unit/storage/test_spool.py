@@ -63,6 +63,11 @@ def rows_of(path: Path) -> list[tuple[object, ...]]:
         return list(trace.sql(QUERY))
 
 
+def problems_of(path: Path) -> list[str]:
+    with open_trace(path) as trace:
+        return [problem.kind for problem in trace.health().problems]
+
+
 def killed_with_its_helper(trace: Path, mode: str) -> None:
     """Write a spool in a process that is killed, and its helper process before it."""
     writer = subprocess.Popen(
@@ -91,7 +96,9 @@ def test_rows_handed_over_are_in_the_trace(tmp_path: Path, mode: str) -> None:
 @pytest.mark.parametrize("mode", ["flight", "stream"])
 def test_a_killed_program_and_helper_lose_no_spool(tmp_path: Path, mode: str) -> None:
     killed_with_its_helper(tmp_path / "t", mode)
+    assert "unsealed" in problems_of(tmp_path / "t")
     repair(tmp_path / "t")
+    assert problems_of(tmp_path / "t") == []
     assert rows_of(tmp_path / "t") == ROWS
     repair(tmp_path / "t")
     assert rows_of(tmp_path / "t") == ROWS
@@ -122,6 +129,7 @@ def test_a_damaged_spool_is_set_aside_and_told(tmp_path: Path) -> None:
     assert done.set_aside == ["_live/r00000-0.spool-0.npz"]
     assert path.with_name(path.name + ".damaged").exists()
     assert rows_of(trace) == ROWS
+    assert problems_of(trace) == ["quarantined"]
     with open_trace(trace) as reader:
         (note,) = [event for event in reader.events("note") if event.get("kind") == "profile"]
     assert "r00000-0.spool-0.npz is damaged" in note["message"]
