@@ -135,3 +135,25 @@ def test_the_environment_turns_profiling_and_sampling_on() -> None:
     assert not Config(profile=True).with_environment({"TRACELENS_PROFILE": "0"}).profile
     with pytest.raises(ConfigError, match="TRACELENS_SAMPLE='maybe'"):
         Config().with_environment({"TRACELENS_SAMPLE": "maybe"})
+
+
+@needs_py_spy
+def test_run_sample_needs_no_change_of_the_program(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import time\n"
+        "def busy():\n    end = time.perf_counter() + 1.5\n"
+        "    while time.perf_counter() < end: sum(range(500))\n"
+        "busy()\nprint('done')\n"
+    )
+    command = [sys.executable, "-m", "tracelens", "run", "--sample", "-q", "-o"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "t"), str(program)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+    with open_trace(tmp_path / "t") as trace:
+        rows = trace.sql("SELECT sum(count) FROM samples WHERE stack LIKE '%busy (%program.py%'")
+    assert rows[0][0] > 20
