@@ -69,7 +69,7 @@ def main() -> int:
     print(f"{'copy':10} {speed:9.1f} GB/s")
     main_type = torch.bfloat16 if on_gpu else torch.float32
     print(
-        f"tracelens profile T roofline --peak-tflops {found[main_type]:.1f} --bandwidth {speed:.0f}"
+        f"tracelens profile T roofline --peak-tflops {found[main_type]:.4g} --bandwidth {speed:.0f}"
     )
     return 0
 
