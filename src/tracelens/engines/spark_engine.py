@@ -183,7 +183,10 @@ class SparkEngine:
         try:
             session = builder.getOrCreate()
         except Exception as error:
-            raise ConfigError(f"Spark did not start on {master}: {short(error)}") from None
+            # Spark gives up on a master by stopping itself, and then complains of that.
+            silent = "stopped SparkContext" in str(error)
+            reason = "no master answers there" if silent else short(error)
+            raise ConfigError(f"Spark did not start on {master}: {reason}") from None
         session.sparkContext.setLogLevel("OFF")
         return session
 
