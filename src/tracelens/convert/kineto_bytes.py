@@ -95,11 +95,10 @@ def unpacked(file: IO[bytes], told: Callable[[int], None] | None = None) -> Iter
         CutOffError: it is packed and damaged.
     """
     head = file.read(2)
-    first = head + file.read(_READ_BYTES)
     if head == _GZIP:
-        yield from _gunzip(file, first, told)
+        yield from _gunzip(file, head + file.read(_READ_BYTES), told)
         return
-    piece = first + file.read(PIECE_BYTES - len(first))
+    piece = head + file.read(PIECE_BYTES)
     done = 0
     while piece:
         done += len(piece)

@@ -37,14 +37,14 @@ def pair_ends(found: Collected) -> None:
         if begins[row]:
             open_.append(row)
             continue
-        if not open_:
-            unopened += 1
-            continue
         at = len(open_) - 1
         if name[row] != empty:
-            same = [each for each in range(len(open_)) if name[open_[each]] == name[row]]
-            at = same[-1] if same else at
-            crossed += not same or at != len(open_) - 1
+            while at >= 0 and name[open_[at]] != name[row]:
+                at -= 1
+        if at < 0:
+            unopened += 1
+            continue
+        crossed += at != len(open_) - 1
         for inner in open_[at:]:
             ranges.append((inner, int(t_ns[row])))
         del open_[at:]

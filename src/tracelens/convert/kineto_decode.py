@@ -53,6 +53,9 @@ class ExactEvent(msgspec.Struct, gc=False):
     args: Raw = NO_ARGS
 
 
+BROKEN = (msgspec.DecodeError, UnicodeDecodeError)
+"""What decoding raises of text that is no JSON, or no UTF-8."""
+
 Events = list[Event] | list[ExactEvent]
 
 _LONG_TIME = re.compile(rb'"ts"\s*:\s*"?\d{13,}\.\d')
@@ -120,18 +123,18 @@ class EventReader:
         strict, lenient, _ = self._decoders
         try:
             return strict.decode(array)  # type: ignore[no-any-return]
-        except msgspec.DecodeError:
+        except BROKEN:
             pass
         try:
             return lenient.decode(array)  # type: ignore[no-any-return]
-        except msgspec.DecodeError:
+        except BROKEN:
             pass
         mended, faults = mend(array)
         try:
             events: Events = lenient.decode(mended)
             self._problems.add("values that are no JSON were read as unknown", faults)
             return events
-        except msgspec.DecodeError:
+        except BROKEN:
             found, at, ended = events_of(array[1:-1])
         if ended:
             self._text.end(array[1 + at : -1])
@@ -165,11 +168,11 @@ class EventReader:
         lenient = self._decoders[2]
         try:
             return lenient.decode(text)
-        except msgspec.DecodeError:
+        except BROKEN:
             mended, faults = mend(text)
         try:
             event = lenient.decode(mended)
-        except msgspec.DecodeError:
+        except BROKEN:
             try:
                 event = _plain(json.loads(mended, strict=False), kind)
             except (ValueError, RecursionError):
@@ -183,7 +186,9 @@ class EventReader:
 
 
 def mend(text: bytes) -> tuple[bytes, int]:
-    """Return JSON with what is none replaced: bare words by ``null``, control characters by spaces.
+    """Return JSON with what is none replaced.
+
+    Bare words become ``null``, control characters spaces, bytes that are no UTF-8 question marks.
 
     Returns:
         The text, and how many bare words were replaced.
@@ -197,7 +202,12 @@ def mend(text: bytes) -> tuple[bytes, int]:
         faults += 1
         return b"null"
 
-    return _BARE.sub(replaced, text.translate(_SPACES)), faults
+    text = text.translate(_SPACES)
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        text = text.decode("utf-8", "replace").replace("\ufffd", "?").encode()
+    return _BARE.sub(replaced, text), faults
 
 
 def decode_args(raws: list[Raw], decoder: Any, kind: Any, problems: Problems) -> list[Any]:
@@ -212,13 +222,13 @@ def decode_args(raws: list[Raw], decoder: Any, kind: Any, problems: Problems) ->
     try:
         found: list[Any] = decoder.decode(b"[" + b",".join(raws) + b"]")
         return found
-    except msgspec.DecodeError:
+    except BROKEN:
         pass
     found = []
     for raw in raws:
         try:
             found.append(msgspec.json.decode(raw, type=kind, strict=False))
-        except msgspec.DecodeError:
+        except BROKEN:
             found.append(_partly(bytes(raw), kind))
             if bytes(raw) != b"null":
                 problems.add("arguments have a form that is not known")
@@ -230,13 +240,13 @@ def _partly(raw: bytes, kind: Any) -> Any:
     made = kind()
     try:
         given = msgspec.json.decode(raw, type=dict[str, Raw])
-    except msgspec.DecodeError:
+    except BROKEN:
         return made
     for field in msgspec.structs.fields(kind):
         if field.encode_name in given:
             try:
                 value = msgspec.json.decode(given[field.encode_name], type=field.type, strict=False)
-            except msgspec.DecodeError:
+            except BROKEN:
                 continue
             setattr(made, field.name, value)
     return made

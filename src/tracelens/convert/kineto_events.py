@@ -13,7 +13,7 @@ from msgspec import Raw
 
 from tracelens.convert.kineto_args import DeviceArgs, LaunchArgs, MemoryArgs, OpArgs
 from tracelens.convert.kineto_columns import Codes, Distinct, Ints, Table, none_as
-from tracelens.convert.kineto_decode import Events, ExactEvent, decode_args
+from tracelens.convert.kineto_decode import BROKEN, Events, ExactEvent, decode_args
 from tracelens.convert.kineto_kinds import FORWARD_BACKWARD, LAUNCHES, MEMORY, Kind, kind_of
 from tracelens.convert.kineto_times import UNKNOWN, from_floats, from_texts
 from tracelens.convert.problems import Problems
@@ -191,7 +191,6 @@ class Collected:
 
     def _device(self, kind: Kind, rows: int, events: list[Any], columns: dict[str, Any]) -> None:
         args: list[DeviceArgs] = self._args(events, DeviceArgs)
-        size = np.array([max(each.bytes, each.size) for each in args], dtype=np.int64)
         corr = [each.correlation for each in args]
         if not all(corr):
             # Only arrows can tell which call launched it.
@@ -203,7 +202,7 @@ class Collected:
             stream=[each.stream for each in args],
             corr=corr,
             external=[each.external or each.old_external for each in args],
-            size_bytes=size,
+            size_bytes=[max(each.bytes, each.size) for each in args],
             occupancy=np.array([each.occupancy for each in args], dtype=np.float32),
             grid=self.json.texts([each.grid for each in args]),
             block=self.json.texts([each.block for each in args]),
@@ -265,7 +264,7 @@ class Collected:
         for event, at, thread in zip(events, times.tolist(), threads, strict=True):
             try:
                 values = msgspec.json.decode(event.args, type=dict[str, Any], strict=False)
-            except msgspec.DecodeError:
+            except BROKEN:
                 values = {}
             good = [(k, v) for k, v in values.items() if isinstance(v, int | float)]
             if not good:
