@@ -46,6 +46,7 @@ STRETCH_OPS = 16_384
 """It ends too once so many ops were recorded in it. Kineto has some four events for one of them, of
 a kilobyte each; and their records are still in the ring then, where they are looked up."""
 
+_ACTIVITIES = {"cuda": ProfilerActivity.CUDA, "xpu": ProfilerActivity.XPU}
 _ERRORS_ONLY = 6
 _PATCHED = ("_prepare_profiler", "_enable_profiler", "_disable_profiler")
 
@@ -64,7 +65,8 @@ class ProfileWatch:
     def __init__(self, session: Session, modules: ModuleNames) -> None:
         self._session = session
         self.owners = Owners(session, modules)
-        self._activities = _activities()
+        self._devices = _devices()
+        self._activities = {ProfilerActivity.CPU, *(_ACTIVITIES[each] for each in self._devices)}
         self._stretch: Stretch | None = None
         self._prepared = False
         self._theirs = False
@@ -129,14 +131,18 @@ class ProfileWatch:
 
     def end(self) -> None:
         """End the stretch that runs, if one does, and hand its events over."""
-        stretch, self._stretch = self._stretch, None
+        stretch = self._stretch
         if stretch is None:
             return
         if threading.get_ident() != self._thread:
             # Kineto's state belongs to the thread that began it: only that one can end it.
-            self._note("the profiler was begun on another thread than the one that ends the step")
+            self._note("steps change threads: a profile is kept until its own thread ends a step")
             return
+        self._stretch = None
         try:
+            for device in self._devices:
+                # What still runs would be missing: torch.profiler waits for it too.
+                getattr(torch, device).synchronize()
             with _quiet():
                 result = _disable_profiler()
             torch_profiler._run_on_profiler_stop()
@@ -232,18 +238,18 @@ def _severity() -> ctypes.c_int | None:
         return None
 
 
-def _activities() -> set[ProfilerActivity]:
-    activities = {ProfilerActivity.CPU}
-    if (
-        torch.cuda.is_available()
-        and ProfilerActivity.CUDA in torch_profiler._supported_activities()
-    ):
-        activities.add(ProfilerActivity.CUDA)
-    return activities
+def _devices() -> list[str]:
+    """Return the kinds of devices that are here and that this build of Kineto can profile."""
+    supported = torch_profiler._supported_activities()
+    return [
+        name
+        for name, activity in _ACTIVITIES.items()
+        if activity in supported and getattr(torch, name).is_available()
+    ]
 
 
 def _config(activities: set[ProfilerActivity]) -> ProfilerConfig:
-    device = ProfilerActivity.CUDA in activities
+    device = len(activities) > 1
     return ProfilerConfig(
         ProfilerState.KINETO,
         True,  # report_input_shapes

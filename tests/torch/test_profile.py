@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -250,6 +251,24 @@ def test_a_profiler_of_the_program_goes_first(tmp_path: Path) -> None:
     assert steps == {0, 3}
     assert any("torch.profiler" in note for note in notes(tmp_path / "t"))
     assert torch.autograd.profiler._enable_profiler is before
+    assert not torch._C._autograd._profiler_enabled()
+
+
+def test_steps_that_change_threads_are_kept_until_their_own_thread_ends_one(tmp_path: Path) -> None:
+    training = Training()
+    schedule = tl.schedule(active=2, wait=1)
+    with tl.trace(tmp_path / "t", profile=True, schedule=schedule, quiet=True) as session:
+        for number in range(6):
+            training.step()
+            mark = threading.Thread(target=session.step) if number == 2 else None
+            if mark is None:
+                session.step()
+            else:
+                mark.start()
+                mark.join()
+    steps = {step for (step,) in rows(tmp_path / "t", "SELECT step FROM ops")}
+    assert {1, 2, 4, 5} <= steps
+    assert any("steps change threads" in note for note in notes(tmp_path / "t"))
     assert not torch._C._autograd._profiler_enabled()
 
 
