@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from typing import Any, overload
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
+Buffer = bytes | memoryview
 Value = int | bytes
 """A varint or fixed-width field as an unsigned integer, anything else as its bytes."""
 
@@ -24,8 +26,15 @@ class WireError(ValueError):
     """The bytes are not a message."""
 
 
-def fields(data: bytes) -> Iterator[tuple[int, Value]]:
+@overload
+def fields(data: bytes) -> Iterator[tuple[int, Value]]: ...
+@overload
+def fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]: ...
+def fields(data: Buffer) -> Iterator[tuple[int, Any]]:
     """Yield the fields of a message in order: number and value.
+
+    Args:
+        data: the message; of a view, fields of bytes are views too, which copy nothing.
 
     Raises:
         WireError: the message is torn, or uses what this format has not.
@@ -89,13 +98,13 @@ def signed(value: int) -> int:
     return value - _WRAP if value >= _SIGN else value
 
 
-def double(value: Value) -> float:
+def double(value: int | Buffer) -> float:
     """Return a fixed64 field as the double it stands for."""
     number: float = _DOUBLE.unpack(integer(value).to_bytes(8, "little"))[0]
     return number
 
 
-def integer(value: Value) -> int:
+def integer(value: int | Buffer) -> int:
     """Return a field that must be a number.
 
     Raises:
@@ -106,23 +115,34 @@ def integer(value: Value) -> int:
     raise WireError("bytes where a number should be")
 
 
-def message(value: Value) -> bytes:
+def message(value: int | Buffer) -> bytes:
     """Return a field that must be a message or bytes.
 
     Raises:
         WireError: it holds a number.
     """
-    if isinstance(value, bytes):
-        return value
-    raise WireError("a number where a message should be")
+    if isinstance(value, int):
+        raise WireError("a number where a message should be")
+    return bytes(value)
 
 
-def text(value: Value) -> str:
+def view(value: int | memoryview) -> memoryview:
+    """Return a field that must be a message or bytes, without a copy.
+
+    Raises:
+        WireError: it holds a number.
+    """
+    if isinstance(value, int):
+        raise WireError("a number where a message should be")
+    return value
+
+
+def text(value: int | Buffer) -> str:
     """Return a string field; what is not UTF-8 is replaced."""
     return message(value).decode("utf-8", "replace")
 
 
-def varint(data: bytes, at: int) -> tuple[int, int]:
+def varint(data: Buffer, at: int) -> tuple[int, int]:
     """Return the number that begins at a byte, and the byte after it.
 
     Raises:

@@ -32,7 +32,6 @@ from tracelens.convert.xplane_wire import (
     DEVICE,
     HOST,
     HOST_CUPTI,
-    Event,
     Kind,
     Line,
     Plane,
@@ -168,7 +167,7 @@ class HostRows:
             eager = Eager()
             data = line.name.startswith(_DATA_THREAD)
             loaded_ps = -1
-            for event in sorted(line.decoded(), key=_nesting):
+            for event in line.nested():
                 kind = plane.kinds.get(event.kind)
                 if kind is None or kind.name.startswith(_QUEUE):
                     continue
@@ -311,10 +310,6 @@ class HostRows:
             order = np.argsort(times, kind="stable")
             columns = self._memory.columns(order)
             shard.write("memory", {**columns, "step": step_of(times[order], steps)})
-
-
-def _nesting(event: Event) -> tuple[int, int]:
-    return event.offset_ps, -event.duration_ps
 
 
 def _hlo_of(kernel: ProfiledKernel) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from tracelens.convert.protowire import (
+    Buffer,
     WireError,
     double,
     fields,
@@ -18,7 +19,11 @@ from tracelens.convert.protowire import (
     signed,
     text,
     varint,
+    view,
 )
+from tracelens.convert.xplane_lines import Event, Line, line_of, window
+
+__all__ = ["Event", "Kind", "Line", "Plane", "Space", "Stat", "plane", "space", "window"]
 
 ABSOLUTE_NS = 10**15
 """Times past this are Unix times (2001 and later), others are since the profile's start."""
@@ -28,10 +33,6 @@ HOST = "/host:CPU"
 HOST_CUPTI = "/host:CUPTI"
 DEVICE = "/device:"
 
-_FAR_NS = 1 << 62
-_STATS = 0x22
-_NUMBERS = frozenset({0x08, 0x10, 0x18})
-"""Tags of an event's fields: its statistics; its kind, offset and duration."""
 _SIGNED, _REFERENCE = 0x20, 0x38
 _SCALARS = frozenset({0x18, _SIGNED, _REFERENCE})
 """Tags of a statistic's value: a number, a signed one, the number of a text."""
@@ -54,49 +55,6 @@ class Kind:
     stats: tuple[bytes, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One event of a line.
-
-    Attributes:
-        kind: its kind's id in ``Plane.kinds``.
-        offset_ps: when it began, picoseconds after the line's time.
-        duration_ps: how long it took.
-        stats: its own statistics, undecoded.
-    """
-
-    kind: int
-    offset_ps: int
-    duration_ps: int
-    stats: tuple[bytes, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A thread of the host, or a stream of a device.
-
-    Attributes:
-        line_id: its number.
-        name: its name.
-        time_ns: what its events' offsets count from.
-        events: its events, undecoded.
-    """
-
-    line_id: int
-    name: str
-    time_ns: int
-    events: tuple[bytes, ...]
-
-    def decoded(self) -> Iterator[Event]:
-        """Yield its events.
-
-        Raises:
-            WireError: one is damaged.
-        """
-        for data in self.events:
-            yield event(data)
-
-
 @dataclass(slots=True)
 class Plane:
     """The host, a device, or facts of the profile.
@@ -111,7 +69,7 @@ class Plane:
     name: str = ""
     kinds: dict[int, Kind] = field(default_factory=dict)
     stat_names: dict[int, str] = field(default_factory=dict)
-    lines_data: list[bytes] = field(default_factory=list)
+    lines_data: list[memoryview] = field(default_factory=list)
     _stats: list[bytes] = field(default_factory=list)
 
     def lines(self) -> Iterator[Line]:
@@ -121,7 +79,7 @@ class Plane:
             WireError: one is damaged.
         """
         for data in self.lines_data:
-            yield _line(data)
+            yield line_of(data)
 
     def stats(self, data: tuple[bytes, ...] | list[bytes] | None = None) -> dict[str, Stat]:
         """Return statistics by name: the plane's own, or those of an event or a kind."""
@@ -188,7 +146,7 @@ class Space:
         return 0
 
 
-def space(data: bytes, *, lenient: bool = False) -> Space:
+def space(data: Buffer, *, lenient: bool = False) -> Space:
     """Read a serialized ``XSpace``.
 
     Args:
@@ -200,9 +158,9 @@ def space(data: bytes, *, lenient: bool = False) -> Space:
     """
     found = Space()
     try:
-        for number, value in fields(data):
+        for number, value in fields(memoryview(data)):
             if number == 1:
-                found.planes.append(plane(message(value)))
+                found.planes.append(plane(view(value)))
             elif number in (2, 3):
                 found.warnings.append(text(value))
             elif number == 4:
@@ -216,7 +174,7 @@ def space(data: bytes, *, lenient: bool = False) -> Space:
     return found
 
 
-def plane(data: bytes) -> Plane:
+def plane(data: memoryview) -> Plane:
     """Read a serialized ``XPlane``, its lines left for later.
 
     Raises:
@@ -227,7 +185,7 @@ def plane(data: bytes) -> Plane:
         if number == 2:
             found.name = text(value)
         elif number == 3:
-            found.lines_data.append(message(value))
+            found.lines_data.append(view(value))
         elif number == 4:
             key, entry = _entry(message(value))
             found.kinds[key] = _kind(entry)
@@ -237,68 +195,6 @@ def plane(data: bytes) -> Plane:
         elif number == 6:
             found._stats.append(message(value))
     return found
-
-
-def event(data: bytes) -> Event:
-    """Read a serialized ``XEvent``.
-
-    Raises:
-        WireError: it is damaged.
-    """
-    numbers = [0, 0, 0, 0]
-    stats = []
-    at, end = 0, len(data)
-    try:
-        # A profile is mostly events: their own loop takes half the time of a general one.
-        while at < end:
-            tag = data[at]
-            if tag == _STATS:
-                size, at = data[at + 1], at + 2
-                if size >= 0x80:
-                    size, at = varint(data, at - 1)
-                stats.append(data[at : at + size])
-                at += size
-            elif tag in _NUMBERS:
-                value, at = data[at + 1], at + 2
-                if value >= 0x80:
-                    value, at = varint(data, at - 1)
-                numbers[tag >> 3] = signed(value)
-            else:
-                return _any_event(data)
-    except IndexError:
-        raise WireError("an event is cut off") from None
-    if at > end:
-        raise WireError("an event is cut off")
-    return Event(numbers[1], numbers[2], max(0, numbers[3]), tuple(stats))
-
-
-def window(begin_ns: int, event: Event) -> tuple[int, int]:
-    """Return when an event began and ended, ns; rounding both ways alike keeps neighbours apart.
-
-    Args:
-        begin_ns: what its line's offsets count from.
-        event: the event.
-
-    Raises:
-        WireError: no clock shows such a time.
-    """
-    start_ns = begin_ns + event.offset_ps // 1000
-    end_ns = begin_ns + (event.offset_ps + event.duration_ps) // 1000
-    if not -_FAR_NS < start_ns <= end_ns < _FAR_NS:
-        raise WireError("an event at an absurd time")
-    return start_ns, end_ns
-
-
-def _any_event(data: bytes) -> Event:
-    """Read an event that has fields which this version does not know."""
-    numbers = [0, 0, 0, 0]
-    stats = []
-    for number, value in fields(data):
-        if number == 4:
-            stats.append(message(value))
-        elif number in (1, 2, 3):
-            numbers[number] = signed(integer(value))
-    return Event(numbers[1], numbers[2], max(0, numbers[3]), tuple(stats))
 
 
 def _entry(data: bytes) -> tuple[int, bytes]:
@@ -323,21 +219,3 @@ def _kind(data: bytes) -> Kind:
         elif number == 5:
             stats.append(message(value))
     return Kind(name, display, tuple(stats))
-
-
-def _line(data: bytes) -> Line:
-    line_id = time_ns = 0
-    name = shown = ""
-    events = []
-    for number, value in fields(data):
-        if number == 4:
-            events.append(message(value))
-        elif number == 1:
-            line_id = signed(integer(value))
-        elif number == 2:
-            name = text(value)
-        elif number == 3:
-            time_ns = signed(integer(value))
-        elif number == 11:
-            shown = text(value)
-    return Line(line_id, name or shown, time_ns, tuple(events))
