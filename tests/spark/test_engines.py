@@ -56,6 +56,10 @@ def profiled(path: Path, rank: int) -> None:
             "span_id": range(3), "kind": "annotation", "tid": 1, **comm,
             "name": Coded([0, 1, 2], ["gloo:all_reduce", "gloo:barrier", "## load ##"]),
         })  # fmt: skip
+        shard.write("samples", {
+            "t_ns": [1, 2], "thread": "main", "count": 1, "duration_ns": 10_000_000,
+            "stack": Coded([0, 1], ["main (a.py:1)\nload (a.py:7)", "main (a.py:1)"]),
+        })  # fmt: skip
         shard.write("ops", {
             "op_id": range(3), "ord": range(3), **comm, "l2": [0.5, float("nan"), 1e-30],
             "name": Coded([0, 1, 2], ["CollectiveReduceV2", "CollectiveGatherV2", "Mul"]),

@@ -277,8 +277,13 @@ RANK_PARTS = f"""
     FROM ops WHERE {_LEAVES} AND duration_ns IS NOT NULL AND name NOT LIKE 'c10d::%'
       AND name NOT LIKE 'Collective%'
     GROUP BY rank, name
+    UNION ALL
+    SELECT rank, 'sample' AS what, split_part(stack, chr(10), -1) AS name,
+           sum(duration_ns) AS total_ns, count(*) AS n
+    FROM samples GROUP BY rank, split_part(stack, chr(10), -1)
     ORDER BY rank, what, name"""
-"""Where each rank's time went, by op and by the ranges that the program named."""
+"""Where each rank's time went: by op, by the ranges that the program named, and by the innermost
+Python frame where the host was sampled."""
 
 ERRORS = """
     SELECT rank, step, t_ns, message, payload FROM events

@@ -93,6 +93,24 @@ def test_a_rank_that_is_always_late_is_a_straggler_and_turns_are_none(tmp_path: 
     assert "straggler" not in rules(Run(tmp_path / "turns", 3).write(turns).report())
 
 
+def test_what_a_late_rank_spends_more_time_in_is_named(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", 3).write([0, 0, 500_000])
+    for rank in range(3):
+        with BulkShard(run.path, rank, attempt=1, world_size=3) as shard:
+            shard.write("samples", {
+                "t_ns": [0, 1], "thread": "main", "count": 1, "step": 0,
+                "duration_ns": [1_000_000, 6_000_000 if rank == 2 else 1_000_000],
+                "stack": Coded([0, 1], ["main (a.py:1)\nforward (a.py:7)",
+                                        "main (a.py:1)\nload (data.py:3)"]),
+            })  # fmt: skip
+    report = run.report()
+    assert [(e.what, e.name, e.more_ns) for e in report.excess] == [
+        ("sample", "load (data.py:3)", 5_000_000)
+    ]
+    (late,) = [f for f in report.findings if f["rule"] == "straggler"]
+    assert "load (data.py:3) (5.00 ms more)" in late["advice"]
+
+
 def test_a_rank_that_costs_next_to_nothing_is_not_told_of(tmp_path: Path) -> None:
     assert "straggler" not in rules(Run(tmp_path / "run", 2).write([0, 2_000]).report())
 

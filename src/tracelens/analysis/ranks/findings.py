@@ -190,7 +190,8 @@ def _straggler(report: RankReport) -> list[Finding]:
     advice = (
         f"it spends more time than the others in {', '.join(spent)}"
         if spent
-        else "compare what it does before its collectives with another rank"
+        else "compare what it does before its collectives with another rank (samples of its Python "
+        "tell what is between the ops)"
     )
     return [
         _finding(

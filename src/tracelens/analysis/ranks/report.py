@@ -53,7 +53,8 @@ class Excess:
     """What one rank spends more time in than the middle one.
 
     Attributes:
-        what: ``"span"`` (a range that the program named) or ``"op"``.
+        what: ``"span"`` (a range that the program named), ``"op"`` or ``"sample"`` (the innermost
+            Python frame, where the host was sampled).
         total_ns: its total on the rank.
         more_ns: how much more that is than the median rank's total.
     """
