@@ -9,13 +9,10 @@ import numpy as np
 
 from tracelens.analysis.profile.comm import communication
 from tracelens.analysis.profile.data import ProfileData
-from tracelens.analysis.profile.device import device_totals
-from tracelens.analysis.profile.devices import DeviceLimits
 from tracelens.analysis.profile.idle import REASONS, idle
 from tracelens.analysis.profile.launch import LaunchAnswer, sync_stalls
 from tracelens.analysis.profile.memory import memory
 from tracelens.analysis.profile.retrace import retraces
-from tracelens.analysis.profile.roofline import roofline
 from tracelens.analysis.profile.steps import OUTLIER, StepsAnswer
 from tracelens.texts import duration, size
 
@@ -34,10 +31,11 @@ ROOF_SHARE = 0.4
 GROWTH_BYTES = 1 << 20
 
 
-def _finding(
+def finding(
     rule: str, message: str, advice: str, split: StepsAnswer, gain_ns: int | None,
     evidence: Json, *, step: int | None = None, severity: str | None = None,
 ) -> Json:  # fmt: skip
+    """Return a finding in the form of ``profile_findings``."""
     share = gain_ns / split.whole.duration_ns if gain_ns and split.whole.duration_ns else 0.0
     return {
         "t": "finding",
@@ -53,7 +51,8 @@ def _finding(
     }
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """Return a share as a person reads it."""
     return f"{100 * share:.1f} %"
 
 
@@ -62,9 +61,9 @@ def loading(split: StepsAnswer) -> Iterator[Json]:
     part, share = split.whole.part("data"), split.whole.share("data")
     if share < NOTABLE:
         return
-    yield _finding(
+    yield finding(
         "data_loading",
-        f"The steps wait for data {_percent(share)} of their time "
+        f"The steps wait for data {percent(share)} of their time "
         f"({duration(part.duration_ns)} in {len(split.steps)} steps).",
         "Load batches ahead: DataLoader(num_workers=..., pin_memory=True, persistent_workers=True,"
         " prefetch_factor=...), or tf.data's prefetch and map(num_parallel_calls=tf.data.AUTOTUNE);"
@@ -92,10 +91,10 @@ def host_bound(
         return
     starved = launched.starved_share if launched else 0.0
     largest = max(host, key=lambda name: reasons[name])
-    yield _finding(
+    yield finding(
         "launch_bound" if starved > 0.5 else "host_bound",
-        f"The device waits {_percent(share)} of the steps for the host to launch work; "
-        f"{_percent(starved)} of the kernels found an empty stream.",
+        f"The device waits {percent(share)} of the steps for the host to launch work; "
+        f"{percent(starved)} of the kernels found an empty stream.",
         "Give the host less to do for each kernel: larger batches, torch.compile"
         " (mode='reduce-overhead' for CUDA graphs) or tf.function(jit_compile=True), fused"
         " optimizers (fused=True or foreach=True), fewer small ops and less Python in the step.",
@@ -114,10 +113,10 @@ def sync_stalls_cost(data: ProfileData, split: StepsAnswer) -> Iterator[Json]:
         return
     worst = groups[0]
     place = f" at {worst.file}:{worst.line}" if worst.file else ""
-    yield _finding(
+    yield finding(
         "sync_stall",
         f"{sum(g.count for g in groups)} waits for the device leave it without work for "
-        f"{_percent(share)} of the steps; the costliest is {worst.op or worst.call}{place}.",
+        f"{percent(share)} of the steps; the costliest is {worst.op or worst.call}{place}.",
         "Read values off the device less often: keep the loss a tensor and read it every n steps;"
         " avoid .item(), .cpu(), print(tensor), nonzero and boolean indexing in the step; copy with"
         " non_blocking=True from pinned memory.",
@@ -134,10 +133,10 @@ def exposed_communication(data: ProfileData, split: StepsAnswer) -> Iterator[Jso
     if answer is None:
         return
     part = split.whole.part("communication")
-    yield _finding(
+    yield finding(
         "exposed_communication",
-        f"Communication that nothing hides takes {_percent(share)} of the steps "
-        f"({_percent(answer.hidden_share)} of all communication is hidden).",
+        f"Communication that nothing hides takes {percent(share)} of the steps "
+        f"({percent(answer.hidden_share)} of all communication is hidden).",
         "Overlap it with computing: larger gradient buckets (bucket_cap_mb), static_graph=True,"
         " gradient_as_bucket_view=True, backward prefetch of FSDP; send less (bf16 gradients,"
         " no_sync for accumulation); look for a straggler.",
@@ -151,9 +150,9 @@ def exposed_copies(split: StepsAnswer) -> Iterator[Json]:
     """Copies that nothing hides."""
     part, share = split.whole.part("copies"), split.whole.share("copies")
     if share >= NOTABLE:
-        yield _finding(
+        yield finding(
             "exposed_copies",
-            f"Copies that nothing hides take {_percent(share)} of the steps.",
+            f"Copies that nothing hides take {percent(share)} of the steps.",
             "Copy batches ahead from pinned memory (pin_memory=True, .to(device,"
             " non_blocking=True)), and keep on the device what is used again.",
             split,
@@ -172,10 +171,10 @@ def recompiles(data: ProfileData, split: StepsAnswer) -> Iterator[Json]:
     share = cost / split.whole.duration_ns if split.whole.duration_ns else 0.0
     if not later or share < NOTABLE / 5:
         return
-    yield _finding(
+    yield finding(
         "recompile",
         f"Functions are traced or compiled again in {len(later)} steps after the first, which "
-        f"costs {duration(cost)} ({_percent(share)} of all steps).",
+        f"costs {duration(cost)} ({percent(share)} of all steps).",
         "Keep shapes and Python arguments the same from step to step: pad batches or drop the last"
         " one (drop_last=True), torch.compile(dynamic=True) or mark_dynamic, an input_signature for"
         " tf.function; pass numbers as tensors.",
@@ -184,58 +183,6 @@ def recompiles(data: ProfileData, split: StepsAnswer) -> Iterator[Json]:
         {"steps": [step.as_json() for step in later[:10]]},
         step=later[0].step,
     )
-
-
-def short_kernels(
-    data: ProfileData, split: StepsAnswer, launched: LaunchAnswer | None
-) -> Iterator[Json]:
-    """Many kernels so short that launching them costs as much."""
-    answer, totals = launched, device_totals(data)
-    if answer is None or not totals or answer.short < 100 or answer.short_share < SHORT_SHARE:
-        return
-    share = answer.short_ns / max(totals[0].kernel_sum_ns, 1)
-    if share < NOTABLE:
-        return
-    yield _finding(
-        "short_kernels",
-        f"{answer.short} of the kernels ({_percent(answer.short_share)}) are shorter than 10 µs; "
-        f"they take {_percent(share)} of the kernel time.",
-        "Fuse small ops: torch.compile or XLA, fused optimizers, larger batches.",
-        split,
-        answer.short_ns,
-        {
-            "short": answer.short,
-            "short_ns": answer.short_ns,
-            "median_delay": answer.median_delay_ns,
-        },
-        severity="info",
-    )
-
-
-def below_roof(
-    data: ProfileData, limits: DeviceLimits | None, split: StepsAnswer
-) -> Iterator[Json]:
-    """Ops far below what the device allows."""
-    answer = roofline(data, limits) if limits is not None else None
-    if answer is None:
-        return
-    for group in answer.groups[:20]:
-        gain = group.gain_ns or 0
-        share = gain / split.whole.duration_ns if split.whole.duration_ns else 0.0
-        if group.roof_share is None or group.roof_share > ROOF_SHARE or share < NOTABLE:
-            continue
-        yield _finding(
-            "below_roof",
-            f"{group.name} {group.shapes} in {group.dtype or 'unknown type'} reaches "
-            f"{_percent(group.roof_share)} of what {limits.name if limits else ''} allows "
-            f"({group.bound}-bound).",
-            "Use lower precision (autocast to bf16, torch.set_float32_matmul_precision('high')),"
-            " sizes that are multiples of 8 (64 on newer devices), channels_last for convolutions;"
-            " fuse ops that are memory-bound.",
-            split,
-            gain,
-            group.as_json(),
-        )
 
 
 def slow_steps(split: StepsAnswer) -> Iterator[Json]:
@@ -250,7 +197,7 @@ def slow_steps(split: StepsAnswer) -> Iterator[Json]:
     worst = max(slow, key=lambda step: step.duration_ns)
     lost = sum(step.duration_ns - usual for step in slow)
     part = max(worst.parts, key=lambda part: part.duration_ns)
-    yield _finding(
+    yield finding(
         "slow_steps",
         f"{len(slow)} of {len(split.steps)} steps take more than twice the median of "
         f"{duration(usual)}; step {worst.step} takes {duration(worst.duration_ns)}, mostly "
@@ -267,9 +214,9 @@ def memory_use(data: ProfileData, split: StepsAnswer) -> Iterator[Json]:
     """Fragmentation, and memory that grows."""
     for answer in memory(data):
         if answer.fragmentation is not None and answer.fragmentation > FRAGMENTATION:
-            yield _finding(
+            yield finding(
                 "fragmentation",
-                f"At the peak {_percent(answer.fragmentation)} of what the allocator reserved on "
+                f"At the peak {percent(answer.fragmentation)} of what the allocator reserved on "
                 f"{answer.device} ({size(answer.reserved_bytes)}) was not in use.",
                 "Set PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True, keep sizes of batches the"
                 " same, and do not call torch.cuda.empty_cache() in the step.",
@@ -279,7 +226,7 @@ def memory_use(data: ProfileData, split: StepsAnswer) -> Iterator[Json]:
             )
         growth = answer.step_growth_bytes
         if growth is not None and growth > GROWTH_BYTES:
-            yield _finding(
+            yield finding(
                 "memory_growth",
                 f"Memory held on {answer.device} grows by {size(growth)} from step to step.",
                 "Something keeps tensors: losses added up without .item() or .detach(), lists of"

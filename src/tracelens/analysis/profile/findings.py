@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tracelens.analysis.profile import findingrules as rules
+from tracelens.analysis.profile import kernelrules
 from tracelens.analysis.profile.data import ProfileData
 from tracelens.analysis.profile.devices import DeviceLimits
 from tracelens.analysis.profile.launch import launches
@@ -44,8 +45,10 @@ def profile_findings(
         *rules.exposed_communication(data, usual),
         *rules.exposed_copies(usual),
         *rules.recompiles(data, split),
-        *rules.short_kernels(data, split, launched),
-        *rules.below_roof(data, limits, split),
+        *kernelrules.short_kernels(data, split, launched),
+        *kernelrules.below_roof(data, limits, split),
+        *kernelrules.slow_precision(data, limits, split),
+        *kernelrules.pageable_copies(data, split),
         *rules.slow_steps(split),
         *rules.memory_use(data, split),
     ]

@@ -8,6 +8,7 @@ from pathlib import Path
 from profile_builder import ProfileBuilder
 
 from tracelens.analysis.profile.critical import critical_path
+from tracelens.analysis.profile.devices import limits_of
 from tracelens.analysis.profile.findings import profile_findings
 from tracelens.analysis.profile.overview import profile_overview
 from tracelens.analysis.profile.retrace import retraces
@@ -186,3 +187,26 @@ def test_a_slow_first_step_does_not_hide_what_the_others_wait_for(
     assert set(rules) == {"data_loading", "slow_steps"}
     assert "60.0 %" in rules["data_loading"]["message"]
     assert rules["slow_steps"]["step"] == 0
+
+
+def test_float32_products_on_a_device_with_tensor_cores_are_a_finding(
+    build: ProfileBuilder, path: Path
+) -> None:
+    build.step(0, 0, 1_000_000)
+    build.launched("ampere_sgemm_128x64_nn", (0, 10), (10, 800_000), step=0)
+    build.launched("sm80_xmma_gemm_f32f32_tf32f32_f32_nn", (20, 30), (800_000, 999_990), step=0)
+    data = build.load(path)
+    (finding,) = profile_findings(data, limits=limits_of("A100"))
+    assert finding["rule"] == "fp32_matmul"
+    assert finding["gain_ns"] == int(799_990 * (1 - 19.5 / 156))
+    assert "8 times" in finding["message"]
+    assert profile_findings(data) == [], "without limits nothing is known of it"
+
+
+def test_copies_from_unpinned_memory_are_a_finding(build: ProfileBuilder, path: Path) -> None:
+    build.step(0, 0, 1000)
+    build.launched("Memcpy HtoD (Pageable -> Device)", (0, 10), (10, 40), kind="memcpy", step=0)
+    build.launched("Memcpy HtoD (Pinned -> Device)", (20, 30), (40, 50), kind="memcpy", step=0)
+    build.launched("gemm", (35, 38), (50, 1000), step=0)
+    (finding,) = profile_findings(build.load(path))
+    assert (finding["rule"], finding["gain_ns"]) == ("pageable_copies", 30)
