@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from tracelens.convert.kineto_args import DEVICE_TYPES, ELEMENT_BYTES
+from tracelens.convert.kineto_args import ELEMENT_BYTES
 from tracelens.convert.kineto_bytes import Source
 from tracelens.convert.kineto_clean import leave_out_impossible, pair_ends
 from tracelens.convert.kineto_columns import thread_number
@@ -18,10 +20,12 @@ from tracelens.convert.kineto_events import DEVICE_FACTS, Collected
 from tracelens.convert.kineto_kinds import Kind
 from tracelens.convert.kineto_ranks import About
 from tracelens.convert.kineto_text import EventText, NoEventsError
+from tracelens.convert.kineto_threads import device_names, device_numbers, thread_ids
 from tracelens.convert.problems import Problems
+from tracelens.convert.profile_columns import args_text, coded
 from tracelens.convert.profile_names import Names, is_users, module_path
 from tracelens.convert.profile_nesting import Ints
-from tracelens.convert.profile_rows import (
+from tracelens.convert.profile_ranges import (
     ANNOTATION,
     DEVICE_ANNOTATION,
     DEVICE_OTHER,
@@ -33,12 +37,12 @@ from tracelens.convert.profile_rows import (
     SYNC,
     Codes,
     HostRanges,
-    Nested,
     OpFacts,
     Texts,
     frames_of,
 )
-from tracelens.convert.profile_write import Collective, DeviceWork, Writer, args_text, coded
+from tracelens.convert.profile_rows import Nested
+from tracelens.convert.profile_write import Collective, DeviceWork, Writer
 from tracelens.errors import TraceError
 from tracelens.storage.bulk import BulkShard
 
@@ -140,8 +144,8 @@ class ProfileFile:
         del host
         if nested.repeated_steps:
             self.problems.add("marks of a step that another one marks too", nested.repeated_steps)
-        json_texts = [text.decode("utf-8", "replace") for text in found.json.values]
-        writer = Writer(shard, nested, self._threads(), json_texts)
+        json_texts = [_on_one_line(text) for text in found.json.values]
+        writer = Writer(shard, nested, thread_ids(self._found.threads.values), json_texts)
         ops = writer.ops()
         spans = writer.spans()
         args = [args_text(DEVICE_FACTS, values) for values in found.facts.values]
@@ -229,7 +233,7 @@ class ProfileFile:
     def _device(self, shift: int) -> DeviceWork:
         device = self._found.device
         start = device.drop("start_ns") + shift
-        pid, tid = self._numbers()
+        pid, tid = device_numbers(self._found.threads.values)
         thread = device.drop("thread")
         number, stream = device.drop("device"), device.drop("stream")
         number = np.where(number < 0, pid[thread].clip(0), number) if len(number) else number
@@ -251,60 +255,16 @@ class ProfileFile:
             device.drop("collective"),
         )
 
-    def _numbers(self) -> tuple[Codes, Codes]:
-        """Return process and thread ids of thread numbers as device and stream numbers."""
-        keys = [tuple(map(thread_number, key)) for key in self._found.threads.values]
-        limit = 1 << 31
-        pid = [p if isinstance(p, int) and -limit <= p < limit else 0 for p, _ in keys]
-        tid = [t if isinstance(t, int) and -limit <= t < limit else 0 for _, t in keys]
-        return np.array(pid, dtype=np.int32), np.array(tid, dtype=np.int32)
-
-    def _threads(self) -> list[tuple[int | None, int]]:
-        """Return ids that 31 bits hold of host threads, then the streams of devices."""
-        keys = [tuple(map(thread_number, key)) for key in self._found.threads.values]
-        limit = 1 << 31
-        taken: dict[int, Any] = {}
-        host: list[tuple[int | None, int]] = []
-        free = 1 << 30
-        ids: dict[Any, int] = {}
-        for pid, tid in keys:
-            number = ids.get((pid, tid))
-            if number is None:
-                if (
-                    isinstance(tid, int)
-                    and -limit <= tid < limit
-                    and taken.setdefault(tid, pid) == pid
-                ):
-                    number = tid
-                else:
-                    while free in taken:
-                        free += 1
-                    taken[free] = pid
-                    number = free
-                ids[pid, tid] = number
-            host.append((_process(pid), number))
-        streams = [
-            (_process(pid), tid if isinstance(tid, int) and abs(tid) < 1 << 62 else 0)
-            for pid, tid in keys
-        ]
-        return host + streams
-
     def _memory(self, writer: Writer, shift: int) -> None:
         memory = self._found.memory
         if not memory.rows:
             return
         kind, number = memory.drop("device_type"), memory.drop("device")
-        pairs = kind.astype(np.int64) * (1 << 20) + number.clip(-1, (1 << 19) - 1)
-        distinct, code = np.unique(pairs, return_inverse=True)
-        devices = []
-        for pair in distinct.tolist():
-            its_kind, its_number = divmod(pair + 1, 1 << 20)
-            its_name = DEVICE_TYPES.get(its_kind, f"device{its_kind}")
-            devices.append(its_name if its_number == 0 else f"{its_name}:{its_number - 1}")
+        code, devices = device_names(kind, number)
         writer.memory(
             memory.drop("thread"),
             memory.drop("t_ns") + shift,
-            code.reshape(-1).astype(np.int32),
+            code,
             devices,
             memory.drop("size_bytes"),
             memory.drop("address"),
@@ -318,8 +278,7 @@ class ProfileFile:
             return
         t_ns = counters.drop("t_ns") + shift
         order = np.argsort(t_ns, kind="stable")
-        keys = [tuple(map(thread_number, key)) for key in self._found.threads.values]
-        devices = [str(pid) for pid, _ in keys]
+        devices = [str(thread_number(pid)) for pid, _ in self._found.threads.values]
         shard.write(
             "counters",
             {
@@ -357,6 +316,13 @@ class ProfileFile:
         return sinks[good], chosen_sources[good]
 
 
+def _on_one_line(text: bytes) -> str:
+    """Return JSON text as ``[8, 1, 1]``, however its writer laid it out."""
+    with contextlib.suppress(msgspec.DecodeError):
+        text = msgspec.json.format(text, indent=0)
+    return text.decode("utf-8", "replace")
+
+
 def _mapped(codes: Codes, to: Sequence[int]) -> Codes:
     """Return other numbers of the same texts; -1 stays."""
     return np.array([*to, -1], dtype=np.int32)[codes] if to else codes
@@ -379,10 +345,6 @@ def _rows_at(host: HostRanges, keys: NDArray[np.int64]) -> Ints:
     same = (at >= 0) & (known[at] == wanted)
     found[same] = order[at[same]]
     return found
-
-
-def _process(pid: Any) -> int | None:
-    return pid if isinstance(pid, int) and abs(pid) < 1 << 62 else None
 
 
 def _collective(told: tuple[str, str, str, int, int, int] | None) -> Collective:

@@ -5,8 +5,7 @@ Rows are gathered and written some hundred thousand at a time.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,21 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracelens.convert._columns import positions
-from tracelens.convert.profile_nesting import Ints, Places, nearest
-from tracelens.convert.profile_rows import (
-    ANNOTATION,
-    OTHER,
-    PHASES,
-    PYTHON,
-    RUNTIME,
-    Codes,
-    Nested,
+from tracelens.convert.profile_columns import (
+    Coder,
+    CollectiveNames,
+    coded,
+    ids_at,
+    slices,
+    words,
 )
+from tracelens.convert.profile_nesting import Ints, Places, nearest
+from tracelens.convert.profile_ranges import ANNOTATION, OTHER, PYTHON, RUNTIME, Codes
+from tracelens.convert.profile_rows import PHASES, Nested
 from tracelens.events import OpFlag
 from tracelens.storage.bulk import BulkShard
 from tracelens.storage.columns import Coded, Masked
-
-SLICE_ROWS = 1 << 17
 
 _SPAN_KINDS = (
     "python", "annotation", "other", "runtime", "overhead", "other", "sync", "device_annotation",
@@ -36,10 +34,6 @@ _SPAN_KINDS = (
 )  # fmt: skip
 """Kind of a span by its kind of range, then those that its name tells."""
 _MODULE, _STEP, _DATA = range(9, 12)
-_COLLECTIVE = (
-    "allreduce", "allgather", "reducescatter", "alltoall", "broadcast", "sendrecv", "reduce",
-    "gather", "scatter", "barrier", "send", "recv",
-)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -129,8 +123,8 @@ class Writer:
         self._frames = nested.frames()
         self._modules = nested.modules()
         frames = nested.texts.frames
-        self._files = _Coder([frame.file for frame in frames])
-        self._functions = _Coder([frame.function for frame in frames])
+        self._files = Coder([frame.file for frame in frames])
+        self._functions = Coder([frame.function for frame in frames])
         self._lines = np.array([*(frame.line for frame in frames), 0], dtype=np.int64)
 
     def ops(self) -> int:
@@ -146,7 +140,7 @@ class Writer:
         outer = nested.op_around[places]
         composite[outer[outer >= 0]] = True
         inexact = np.append(~nested.texts.exact, False)
-        for rows in _slices(len(places)):
+        for rows in slices(len(places)):
             at = places[rows]
             fact = nested.fact[at]
             self._shard.write(
@@ -155,8 +149,8 @@ class Writer:
                     "op_id": np.arange(rows.start, rows.stop),
                     "step": steps[rows],
                     "ord": order[rows],
-                    "parent_id": _ids(nested.op_id, nested.op_around[at]),
-                    "fwd_op_id": _ids(nested.op_id, forward[at]),
+                    "parent_id": ids_at(nested.op_id, nested.op_around[at]),
+                    "fwd_op_id": ids_at(nested.op_id, forward[at]),
                     "name": coded(nested.name[at], nested.texts.names.texts),
                     "module": coded(self._modules[at], nested.texts.modules),
                     "phase": Coded(phases[at], PHASES),
@@ -183,7 +177,7 @@ class Writer:
         around = nearest(nested.parent, ~nested.is_op)
         kinds = self._span_kinds()
         own_frame = nested.texts.frame_of_name
-        for rows in _slices(len(places)):
+        for rows in slices(len(places)):
             at = places[rows]
             kind = nested.kind[at]
             frame = np.where(kind == PYTHON, own_frame[nested.name[at]], -1)
@@ -203,8 +197,8 @@ class Writer:
                     "tid": self._tid[thread],
                     "start_ns": nested.start_ns[at],
                     "duration_ns": nested.end_ns[at] - nested.start_ns[at],
-                    "parent_id": _ids(self._span_id, around[at]),
-                    "op_id": _ids(nested.op_id, nested.op_around[at]),
+                    "parent_id": ids_at(self._span_id, around[at]),
+                    "op_id": ids_at(nested.op_id, nested.op_around[at]),
                     "corr_id": Masked(corr, corr == 0),
                     "module": coded(module, nested.texts.modules),
                     **self._source(frame),
@@ -241,8 +235,8 @@ class Writer:
         comm = (kind == 0) & names.comm[work.name] if len(kind) else kind.astype(np.bool_)
         kind[comm] = 3
         told = self._collectives(work, comm, op, op_collective)
-        by_name = _Called(names.texts)
-        for rows in _slices(len(order)):
+        by_name = CollectiveNames(names.texts)
+        for rows in slices(len(order)):
             at = order[rows]
             corr, size = work.corr[at], work.size_bytes[at].copy()
             of = told[at]
@@ -255,7 +249,7 @@ class Writer:
                 {
                     "kern_id": np.arange(rows.start, rows.stop),
                     "step": steps[at],
-                    "op_id": _ids(nested.op_id, op[at]),
+                    "op_id": ids_at(nested.op_id, op[at]),
                     "corr_id": Masked(corr, corr == 0),
                     "kind": Coded(kind[at], ("kernel", "memcpy", "memset", "comm")),
                     "name": coded(work.name[at], names.texts),
@@ -266,16 +260,16 @@ class Writer:
                     "size_bytes": Masked(size, size < 0),
                     "grid": coded(work.grid[at], self._texts),
                     "block": coded(work.block[at], self._texts),
-                    "comm_group": _words(None if f is None else f.group for f in facts),
-                    "span_id": _ids(self._span_id, launch[at]),
-                    "collective": _words(
+                    "comm_group": words(None if f is None else f.group for f in facts),
+                    "span_id": ids_at(self._span_id, launch[at]),
+                    "collective": words(
                         (fact.name if fact else by_name(name)) if is_comm else None
                         for fact, name, is_comm in zip(
                             facts, work.name[at].tolist(), comm[at].tolist(), strict=True
                         )
                     ),
                     "comm_ranks": Masked(ranks, np.array(ranks) <= 0),
-                    "comm_dtype": _words(None if f is None else f.dtype for f in facts),
+                    "comm_dtype": words(None if f is None else f.dtype for f in facts),
                     "occupancy": Masked(
                         np.nan_to_num(work.occupancy[at]), np.isnan(work.occupancy[at])
                     ),
@@ -303,7 +297,7 @@ class Writer:
         nested = self._nested
         order = np.argsort(t_ns, kind="stable")
         places = nested.at(thread, t_ns)
-        for rows in _slices(len(order)):
+        for rows in slices(len(order)):
             at = order[rows]
             place = places[at]
             op = nested.op_of(place)
@@ -319,7 +313,7 @@ class Writer:
                     "address": Masked(address[at], address[at] == 0),
                     "allocated_bytes": Masked(allocated[at], allocated[at] < 0),
                     "reserved_bytes": Masked(reserved[at], reserved[at] < 0),
-                    "op_id": _ids(nested.op_id, op),
+                    "op_id": ids_at(nested.op_id, op),
                     "file": source["file"],
                     "line": source["line"],
                 },
@@ -373,69 +367,3 @@ class Writer:
             "line": Masked(line, line <= 0),
             "function": self._functions(frame),
         }
-
-
-class _Called:
-    """Tells the collective of a kernel by its name."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self._names = names
-        self._known: dict[int, str | None] = {}
-
-    def __call__(self, name: int) -> str | None:
-        if name not in self._known:
-            text = self._names[name].lower().replace("_", "")
-            self._known[name] = next((each for each in _COLLECTIVE if each in text), None)
-        return self._known[name]
-
-
-class _Coder:
-    """Gives columns of texts that are looked up by another number than their own."""
-
-    def __init__(self, texts: Sequence[str]) -> None:
-        known: dict[str, int] = {}
-        codes = [known.setdefault(text, len(known)) for text in texts]
-        self._codes = np.array([*codes, -1], dtype=np.int32)
-        self._texts = list(known)
-
-    def __call__(self, numbers: NDArray[Any]) -> Coded:
-        return coded(self._codes[numbers], self._texts)
-
-
-def coded(numbers: NDArray[Any], texts: Sequence[str]) -> Coded:
-    """Return a column of texts that holds only those that it has; a number below 0 is NULL."""
-    used = np.zeros(len(texts) + 1, dtype=np.bool_)
-    used[numbers] = True
-    used[-1] = False
-    place = np.cumsum(used, dtype=np.int32) - 1
-    place[-1] = -1
-    return Coded(place[numbers], [texts[at] for at in np.flatnonzero(used).tolist()])
-
-
-def args_text(names: Sequence[str], values: Sequence[Any]) -> str:
-    """Return what else is told as JSON; what is not told is left out."""
-    told = {
-        name: int(value) if isinstance(value, float) and value.is_integer() else value
-        for name, value in zip(names, values, strict=True)
-        if value is not None and value != ""
-    }
-    return json.dumps(told, separators=(", ", ": "))
-
-
-def _words(values: Iterator[str | None] | Any) -> Coded:
-    known: dict[str, int] = {}
-    codes = [known.setdefault(value, len(known)) if value else -1 for value in values]
-    return Coded(np.array(codes, dtype=np.int32), list(known))
-
-
-def _ids(ids: NDArray[np.int32], places: NDArray[Any]) -> Masked:
-    """Return the ids at places as a column; NULL for place -1."""
-    if not len(ids):
-        return Masked(np.zeros(len(places), dtype=np.int64), np.ones(len(places), dtype=np.bool_))
-    found = np.where(places >= 0, ids[places], -1)
-    return Masked(found.clip(0), found < 0)
-
-
-def _slices(rows: int) -> Iterator[slice]:
-    for start in range(0, rows, SLICE_ROWS):
-        yield slice(start, min(rows, start + SLICE_ROWS))
