@@ -274,8 +274,10 @@ class Nested:
 
     def op_of(self, places: Places) -> Places:
         """Return the place of the op that is, or lies around, each place; -1 stays."""
+        if not len(self):
+            return places
         around = np.where(self.is_op[places], places, self.op_around[places])
-        return np.where(places >= 0, around, -1) if len(self) else places
+        return np.where(places >= 0, around, -1)
 
     def launches(self, corr: Ints) -> Places:
         """Return the place of the call with each correlation id, -1 for none or 0."""
