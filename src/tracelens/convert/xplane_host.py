@@ -7,17 +7,18 @@ that ran when it was launched.
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tracelens.convert._columns import MISSING, UNNAMED, Rows, step_of
+from tracelens.convert._columns import UNNAMED, Rows, step_of
 from tracelens.convert._hosttables import HostTables, op_rows, span_rows
 from tracelens.convert.protowire import WireError
-from tracelens.convert.xplane_links import NamedOps, containers
+from tracelens.convert.xplane_kernels import KernelRows
+from tracelens.convert.xplane_links import told, without_containers
 from tracelens.convert.xplane_profile import (
     Eager,
     ProfiledKernel,
@@ -53,13 +54,8 @@ _GET_NEXT = "IteratorGetNextOp::DoCompute"
 _QUEUE = "ThreadpoolListener::"
 _ALLOCATE, _FREE = "MemoryAllocation", "MemoryDeallocation"
 _DATA_THREAD = "tf_data"
+_TPU = "/device:TPU"
 _PHASES = ["data", "forward", "backward", "optimizer", "other"]
-_UNTOLD = frozenset(
-    "id parent_id iter_num element_id correlation_id device_id context_id step_num addr run_id "
-    "group_id is_root flow device_offset_ps device_duration_ps symbol_id element_size "
-    "ram_usage_megabytes buffered_elements".split()
-)
-"""Statistics that differ from event to event, or are kept elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,20 +89,18 @@ class HostRows:
         self._start_ns = space.start_unix_ns()
         self._ops = op_rows()
         self._spans = span_rows()
-        self._kernels: list[ProfiledKernel] = []
+        self._kernels = KernelRows(epoch_ns)
         self._memory = Rows(
             ("t_ns", "size_bytes", "address", "allocated_bytes", "reserved_bytes"),
             ("device",),
         )
         self._steps: dict[int, dict[str, int]] = {}
-        self._hlo: dict[str, tuple[str, str]] = {}
 
     def write(self, shard: BulkShard) -> Made:
         """Read the planes and write their rows."""
         for plane in self._space.planes:
             if plane.name.startswith(DEVICE):
                 self._guard(plane, self._device)
-        self._hlo = {each.hlo_op: _hlo_of(each) for each in self._kernels if each.hlo_op}
         for plane in self._space.planes:
             if plane.name in (HOST, HOST_CUPTI):
                 self._guard(plane, self._host)
@@ -117,7 +111,7 @@ class HostRows:
             shard.event("step", **each)
         tables = HostTables(self._ops, self._spans, steps)
         tables.write(shard)
-        self._write_kernels(shard, steps, tables)
+        self._kernels.write(shard, steps, tables, self._ops)
         self._write_memory(shard, steps)
         return Made(len(self._ops), len(self._kernels), len(steps))
 
@@ -131,21 +125,17 @@ class HostRows:
     # A device.
 
     def _device(self, plane: Plane) -> None:
-        found = list(kernels(plane, self._start_ns))
-        around = containers(found)
         device = device_number(plane.name)
-        for kernel, contains in zip(found, around, strict=True):
-            if contains:
+        found: Iterable[ProfiledKernel] = kernels(plane, self._start_ns)
+        if plane.name.startswith(_TPU):
+            found, around = without_containers(list(found))
+            for each in around:
+                end_ns = each.start_unix_ns + each.duration_ns
                 self._span(
-                    device,
-                    kernel.stream,
-                    kernel.start_unix_ns,
-                    kernel.start_unix_ns + kernel.duration_ns,
-                    "device_annotation",
-                    kernel.name,
+                    device, each.stream, each.start_unix_ns, end_ns, "device_annotation", each.name
                 )
-            else:
-                self._kernels.append(kernel)
+        for kernel in found:
+            self._kernels.add(kernel)
         for line in plane.lines():
             if is_mark(line):
                 self._marks(plane, line, device)
@@ -191,7 +181,7 @@ class HostRows:
         op = eager or op_of(kind.name, kind.display)
         if op is not None:
             return op[1] or UNNAMED, op[0], "data" if data else _phase(*op)
-        hlo = self._hlo.get(kind.name)
+        hlo = self._kernels.hlo.get(kind.name)
         return None if hlo is None else (kind.name, *hlo)
 
     def _host_span(
@@ -226,7 +216,7 @@ class HostRows:
         self._span(
             None, thread, start, end, what, name,
             corr=corr if isinstance(corr, int) and corr < 1 << 63 else None,
-            line=line, file=file, function=function, args=_told(stats),
+            line=line, file=file, function=function, args=told(stats),
         )  # fmt: skip
 
     def _span(
@@ -273,37 +263,6 @@ class HostRows:
             start = first
         self._steps[number] = {"step": number, "start_ns": start, "duration_ns": end - start}
 
-    def _write_kernels(
-        self, shard: BulkShard, steps: list[dict[str, int]], tables: HostTables
-    ) -> None:
-        rows = Rows(
-            ("op_id", "step", "corr_id", "device", "stream", "start_ns", "duration_ns",
-             "size_bytes", "span_id"),
-            ("kind", "name", "grid", "block", "args"),
-            ("occupancy",),
-        )  # fmt: skip
-        named = NamedOps(self._ops, tables.op_id)
-        found = sorted(self._kernels, key=lambda each: each.start_unix_ns)
-        corr = np.array([each.corr_id or MISSING for each in found], dtype=np.int64)
-        starts = np.array([each.start_unix_ns for each in found], dtype=np.int64) - self._epoch_ns
-        calls = tables.launches(corr)
-        launched = calls.row >= 0
-        at = np.where(launched, calls.start_ns, starts)
-        for kernel, is_launched, op, span, when, step in zip(
-            found, launched.tolist(), calls.op_id.tolist(), calls.span_id.tolist(), at.tolist(),
-            step_of(at, steps).tolist(), strict=True,
-        ):  # fmt: skip
-            rows.add(
-                named.find(kernel, when, launched=is_launched) if op == MISSING else op,
-                step, kernel.corr_id, kernel.device, kernel.stream,
-                kernel.start_unix_ns - self._epoch_ns, kernel.duration_ns, kernel.size_bytes,
-                span,
-                kernel.kind, kernel.name or UNNAMED, kernel.grid, kernel.block,
-                _kernel_args(kernel), kernel.occupancy or None,
-            )  # fmt: skip
-        if found:
-            shard.write("kernels", {"kern_id": np.arange(len(rows)), **rows.columns()})
-
     def _write_memory(self, shard: BulkShard, steps: list[dict[str, int]]) -> None:
         if len(self._memory):
             times = self._memory.number("t_ns")
@@ -312,38 +271,12 @@ class HostRows:
             shard.write("memory", {**columns, "step": step_of(times[order], steps)})
 
 
-def _hlo_of(kernel: ProfiledKernel) -> tuple[str, str]:
-    """Return the program and phase of a kernel's instruction.
-
-    JAX writes into its path which transformation made it: ``jvp`` makes the forward pass of a
-    gradient, the transpose of that the backward one.
-    """
-    path = str(kernel.details.get("name", "")) or kernel.op
-    phase = "backward" if "transpose(" in path else "forward" if "jvp(" in path else "other"
-    return kernel.hlo_module, phase
-
-
 def _phase(name: str, op_type: str) -> str:
     if UPDATE.match(op_type):
         return "optimizer"
     if _DATA_OP.match(op_type):
         return "data"
     return "backward" if BACKWARD.search(name) else "other"
-
-
-def _told(stats: dict[str, Stat]) -> str:
-    told = {
-        key: value
-        for key, value in stats.items()
-        if key and not key.startswith("_") and key not in _UNTOLD and not isinstance(value, bytes)
-    }
-    return json.dumps(told, sort_keys=True, default=str) if told else ""
-
-
-def _kernel_args(kernel: ProfiledKernel) -> str:
-    named = {"op": kernel.op, "hlo_op": kernel.hlo_op, "hlo_module": kernel.hlo_module}
-    told: dict[str, Stat] = {key: value for key, value in named.items() if value}
-    return _told({**kernel.details, **told})
 
 
 def _device_name(allocator: str) -> str:

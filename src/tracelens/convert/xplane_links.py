@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import bisect
+import json
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tracelens.convert._columns import Rows, parents
 from tracelens.convert.xplane_profile import ProfiledKernel
+from tracelens.convert.xplane_wire import Stat
+
+_CONTAINERS = frozenset({"while", "conditional", "call"})
+UNTOLD = frozenset(
+    "id parent_id iter_num element_id correlation_id device_id context_id step_num addr run_id "
+    "group_id is_root flow device_offset_ps device_duration_ps symbol_id element_size "
+    "ram_usage_megabytes buffered_elements".split()
+)
+"""Statistics that differ from event to event, or are kept elsewhere."""
 
 
 class NamedOps:
@@ -30,16 +41,15 @@ class NamedOps:
         for ranges in self._by_name.values():
             ranges.sort()
 
-    def find(self, kernel: ProfiledKernel, at_ns: int, *, launched: bool) -> int | None:
-        """Return the op of a kernel's name that ran at a time.
+    def find(self, names: Iterable[str], at_ns: int, *, launched: bool) -> int | None:
+        """Return the op of one of some names that ran at a time.
 
         Args:
-            kernel: the kernel.
-            at_ns: when it was launched, or began.
+            names: ``module:name``, the most exact first; empty ones are passed over.
+            at_ns: when its kernel was launched, or began.
             launched: that is when it was launched: the op must have been running then.
         """
-        hlo = f"{kernel.hlo_module}:{kernel.hlo_op}" if kernel.hlo_op else ""
-        for name in (hlo, kernel.op):
+        for name in names:
             ranges = self._by_name.get(name) if name else None
             if not ranges:
                 continue
@@ -50,16 +60,27 @@ class NamedOps:
         return None
 
 
-def containers(found: list[ProfiledKernel]) -> list[bool]:
-    """Tell which ranges of a device's streams only hold others (loops and calls of XLA)."""
-    if not any(each.stream == 0 and each.corr_id is None for each in found):
-        return [False] * len(found)
+def without_containers(
+    found: list[ProfiledKernel],
+) -> tuple[list[ProfiledKernel], list[ProfiledKernel]]:
+    """Part a TPU's work from ranges that only hold other work: loops and calls of XLA."""
     start = np.array([each.start_unix_ns for each in found], dtype=np.int64)
     end = start + np.array([each.duration_ns for each in found], dtype=np.int64)
     stream = np.array([each.stream for each in found], dtype=np.int64)
-    around = parents(stream, start, end)
-    names = {"while", "conditional", "call"}
-    return [
-        held and str(each.details.get("hlo_category", "")) in names
-        for each, held in zip(found, np.isin(np.arange(len(found)), around).tolist(), strict=True)
-    ]
+    holds = np.isin(np.arange(len(found)), parents(stream, start, end)).tolist()
+    work: list[ProfiledKernel] = []
+    around: list[ProfiledKernel] = []
+    for each, held in zip(found, holds, strict=True):
+        only = held and each.details.get("hlo_category") in _CONTAINERS
+        (around if only else work).append(each)
+    return work, around
+
+
+def told(stats: dict[str, Stat]) -> str:
+    """Return statistics as JSON, without those that differ from event to event."""
+    kept = {
+        key: value
+        for key, value in stats.items()
+        if key and not key.startswith("_") and key not in UNTOLD and not isinstance(value, bytes)
+    }
+    return json.dumps(kept, sort_keys=True, default=str) if kept else ""

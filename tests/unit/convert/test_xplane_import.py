@@ -14,7 +14,7 @@ import pytest
 
 from profile_files import XPlane, environment, real, xspace
 from tracelens.cli import main
-from tracelens.convert import xplane
+from tracelens.convert import xplane, xplane_lines
 from tracelens.convert.importers import importer_of
 from tracelens.errors import TraceError
 from tracelens.storage.reader import TraceReader, open_trace
@@ -66,7 +66,12 @@ def gpu_profile(shift_ns: int = 0) -> bytes:
     return xspace(gpu, host, environment(START_NS))
 
 
-def test_kernels_find_their_launch_their_op_and_their_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize("long_events", [1 << 16, 2])
+def test_kernels_find_their_launch_their_op_and_their_step(
+    long_events: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A long line is read another way, which holds less of it.
+    monkeypatch.setattr(xplane_lines, "_LONG_EVENTS", long_events)
     (tmp_path / "h.xplane.pb").write_bytes(gpu_profile())
     with imported(tmp_path / "h.xplane.pb", tmp_path) as trace:
         rows = trace.sql(
