@@ -56,6 +56,7 @@ class Import(Command):
                 force=options.force,
                 progress=progress,
             )
+        kernels = int(getattr(result, "kernels", 0))
         for problem in result.problems:
             print(f"tracelens: {problem}", file=sys.stderr)
         if options.json:
@@ -63,6 +64,7 @@ class Import(Command):
                 {
                     "path": str(target),
                     "ops": result.ops,
+                    "kernels": kernels,
                     "steps": result.steps,
                     "findings": result.findings,
                     "problems": list(result.problems),
@@ -70,6 +72,10 @@ class Import(Command):
             )
         else:
             print(target)
-            told = f"{result.ops} ops in {result.steps} steps, {result.findings} findings"
-            print(f"tracelens: {told}: tracelens why {target}", file=sys.stderr)
+            told = f"{result.ops} ops in {result.steps} steps"
+            if hasattr(result, "kernels") and not result.findings:
+                told += f", {kernels} kernels: tracelens profile {target}"
+            else:
+                told += f", {result.findings} findings: tracelens why {target}"
+            print(f"tracelens: {told}", file=sys.stderr)
         return EXIT_OK

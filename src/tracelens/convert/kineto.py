@@ -121,7 +121,7 @@ def convert_files(
                 rank,
                 epoch_unix_ns=epoch_ns,
                 world_size=max(about.world_size, len(files)),
-                framework="torch",
+                framework=file.framework,
                 host=about.host,
             )
             with shard:

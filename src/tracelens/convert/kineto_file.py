@@ -121,6 +121,12 @@ class ProfileFile:
         self._first_ns = min(starts)
         self.start_ns = self._first_ns + self.about.base_ns
 
+    @property
+    def framework(self) -> str:
+        """What was profiled: ``"torch"``, or empty for another program's Chrome trace."""
+        found = self._found
+        return "torch" if found.ops.rows or found.device.rows or found.runtime.rows else ""
+
     def write(self, shard: BulkShard, epoch_ns: int) -> Written:
         """Write its rows and forget them.
 
