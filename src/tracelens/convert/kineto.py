@@ -32,7 +32,8 @@ Progress = Callable[[int, int, str], None]
 _ENDINGS = (".json", ".json.gz", ".tar.gz", ".tgz", ".zip")
 _IN_HEAD = re.compile(
     rb'"traceEvents"|"schemaVersion"|"deviceProperties"|"distributedInfo"|'
-    rb'^\s*\[\s*(?:\{[^{}]*"(?:ph|ts|pid)"\s*:|$)'
+    rb'\A(?:\xef\xbb\xbf)?\s*\[\s*(?:\{.{0,16384}?"ph"\s*:|\Z)',
+    re.DOTALL,
 )
 _ARCHIVES = (b"PK\x03\x04",)
 _SECOND_NS = 1_000_000_000

@@ -11,6 +11,7 @@ import pytest
 
 from tracelens.cli import main
 from tracelens.convert import kineto
+from tracelens.convert.importers import name_of
 from tracelens.errors import TraceError
 from tracelens.storage.reader import open_trace
 
@@ -176,6 +177,12 @@ def test_lists_of_objects_in_arguments_do_not_look_like_events(tmp_path: Path) -
     events = [event(f"op{i}", i, args={"kwargs": inner, "x": '},{"ph":'}) for i in range(300)]
     reader, told = imported(tmp_path / "a.json", text_of(*events))
     assert (reader.count_ops(), told) == (300, [])
+
+
+def test_a_list_whose_events_begin_with_arguments_is_known(tmp_path: Path) -> None:
+    text = json.dumps([{"args": {"a": {"b": 1}}, **event("a", 0)}])
+    reader, _ = imported(tmp_path / "a.json", "\ufeff" + text)
+    assert names(reader) == ["a"] and name_of(tmp_path / "a.json") == "kineto"
 
 
 def test_hundreds_of_thousands_of_metadata_events_cost_nothing(tmp_path: Path) -> None:
