@@ -46,8 +46,8 @@ class CriticalAnswer(Answer):
         kernels: device work on it by name, the longest first.
         host: host time on it by part of the step.
         ops: own time of ops within the host's time on it, the longest first.
-        segments: ``start_ns``, ``end_ns`` and ``what`` (``host``, ``delay`` or a row of device
-            work) of its pieces, in order of time.
+        segments: ``start_ns``, ``end_ns`` and ``what`` (``HOST``, ``DELAY`` or the row of device
+            work) of its pieces, in order of time; int64 of shape (pieces,).
     """
 
     start_ns: int
@@ -59,7 +59,7 @@ class CriticalAnswer(Answer):
     kernels: tuple[PathPart, ...]
     host: tuple[PathPart, ...]
     ops: tuple[PathPart, ...]
-    segments: dict[str, list[int | str]]
+    segments: dict[str, Ints]
 
 
 @dataclass(frozen=True)
@@ -91,11 +91,8 @@ def critical_path(data: ProfileData, *, top: int = 20) -> CriticalAnswer | None:
     if high <= low:
         return None
     work = _work(data, low, high)
-    segments = _walk(data, work, low, high)
-    starts = np.array([start for start, _, _ in segments], dtype=np.int64)
-    ends = np.array([end for _, end, _ in segments], dtype=np.int64)
-    what = np.array([kind for _, _, kind in segments], dtype=np.int64)
-    device, host, delay = what >= 0, what == _HOST, what == _DELAY
+    starts, ends, what = _walk(data, work, low, high)
+    device, host, delay = what >= 0, what == HOST, what == DELAY
     lengths = ends - starts
     device_ns, host_ns = int(lengths[device].sum()), int(lengths[host].sum())
     on_host = union(starts[host], ends[host])
@@ -109,16 +106,12 @@ def critical_path(data: ProfileData, *, top: int = 20) -> CriticalAnswer | None:
         _kernels(data, what[device], lengths[device], top),
         _host_parts(data, on_host),
         _ops(data, on_host, top),
-        {
-            "start_ns": starts.tolist(),
-            "end_ns": ends.tolist(),
-            "what": [_NAMES.get(kind, kind) for kind in what.tolist()],
-        },
+        {"start_ns": starts, "end_ns": ends, "what": what},
     )
 
 
-_HOST, _DELAY = -1, -2
-_NAMES: dict[int, str] = {_HOST: "host", _DELAY: "delay"}
+HOST, DELAY = -1, -2
+"""What a segment is, where it is no device work."""
 
 
 def _window(data: ProfileData) -> tuple[int, int]:
@@ -151,50 +144,70 @@ def _work(data: ProfileData, low: int, high: int) -> _Work:
     )
 
 
-def _walk(data: ProfileData, work: _Work, low: int, high: int) -> list[tuple[int, int, int]]:
-    """Return the pieces of the path in order of time: start, end, and what (a row, or a mark)."""
-    start, end, before = work.start.tolist(), work.end.tolist(), work.before.tolist()
-    launched, row = work.launched.tolist(), work.row.tolist()
+def _walk(data: ProfileData, work: _Work, low: int, high: int) -> tuple[Ints, Ints, Ints]:
+    """Return the pieces of the path in order of time: start, end, and what each is."""
     by_end = np.argsort(work.end, kind="stable")
-    ends_in_order = work.end[by_end]
-    sync_end, sync_last = _syncs(data, ends_in_order, by_end, low, high)
-    pieces: list[tuple[int, int, int]] = []
+    sync_end, sync_last = _syncs(data, work.end[by_end], by_end, low, high)
+    first = _run_starts(work, low)
+    pieces: list[tuple[Ints, Ints, Ints]] = []
     now = high
-    last = int(by_end[-1]) if len(by_end) else -1
+    at = int(by_end[-1]) if len(by_end) else -1
     # The path ends with the last work, unless the host went on for longer.
-    at = last if last >= 0 and end[last] >= now else -1
+    at = at if at >= 0 and work.end[at] >= now else -1
     while now > low:
-        if at < 0:
-            sync = int(np.searchsorted(sync_end, now, side="right")) - 1
-            begin = max(int(sync_end[sync]), low) if sync >= 0 else low
-            if begin < now:
-                pieces.append((begin, now, _HOST))
-            now = begin
-            if sync < 0:
-                break
-            at = int(sync_last[sync])
-            if end[at] < now:  # what remains of the waiting call after the work had ended
-                pieces.append((end[at], now, _DELAY))
-            now = min(now, end[at])
-            sync_end, sync_last = sync_end[:sync], sync_last[:sync]
+        if at >= 0:
+            begin = int(first[at])
+            now = _add_run(work, begin, at, now, pieces)
+            call = int(work.launched[begin])
+            reached = min(max(call, low), now) if call >= 0 else now
+            _add(pieces, reached, now, DELAY)
+            now, at = reached, -1
             continue
-        if start[at] < now:
-            pieces.append((start[at], now, row[at]))
-        now = min(now, start[at])
-        previous, call = before[at], launched[at]
-        ready = end[previous] if previous >= 0 else low
-        if call > ready or (previous < 0 and call < 0):
-            reached, at = min(max(call, low), now), -1
-            if call < 0:
-                reached = now
-        elif previous >= 0:
-            reached, at = min(ready, now), previous
-        else:
-            reached, at = min(max(call, low), now), -1
-        if reached < now:
-            pieces.append((reached, now, _DELAY))
-        now = reached
-    return pieces[::-1]
+        sync = int(np.searchsorted(sync_end, now, side="right")) - 1
+        begin = max(int(sync_end[sync]), low) if sync >= 0 else low
+        _add(pieces, begin, now, HOST)
+        now = begin
+        if sync < 0:
+            break
+        at = int(sync_last[sync])
+        ended = min(int(work.end[at]), now)
+        _add(pieces, ended, now, DELAY)  # what remains of the call after the work had ended
+        now = ended
+        sync_end, sync_last = sync_end[:sync], sync_last[:sync]
+    if not pieces:
+        nothing = np.empty(0, dtype=np.int64)
+        return nothing, nothing, nothing
+    start, end, what = (np.concatenate(column) for column in zip(*pieces[::-1], strict=True))
+    return start, end, what
+
+
+def _run_starts(work: _Work, low: int) -> Ints:
+    """Return, for each piece of work, the earlier one of its stream from which on all were queued.
+
+    Such a run begins with work that was launched only after the work before it had ended.
+    """
+    ready = np.where(work.before >= 0, np.append(work.end, low)[work.before], low)
+    begins = (work.before < 0) | (work.launched > ready)
+    return np.asarray(np.maximum.accumulate(np.where(begins, np.arange(len(begins)), 0)))
+
+
+def _add_run(
+    work: _Work, begin: int, last: int, now: int, pieces: list[tuple[Ints, Ints, Ints]]
+) -> int:
+    """Add work of one stream, one after the other, and the delays between; return its start."""
+    start = np.minimum(work.start[begin : last + 1], now)
+    end = np.minimum(work.end[begin : last + 1], np.append(start[1:], now))
+    edges = np.stack([start, end], axis=1).reshape(-1)
+    what = np.stack([work.row[begin : last + 1], np.full(len(start), DELAY)], axis=1).reshape(-1)
+    until = np.append(edges[1:], now)
+    sound = until > edges
+    pieces.append((edges[sound], until[sound], what[sound]))
+    return int(start[0])
+
+
+def _add(pieces: list[tuple[Ints, Ints, Ints]], start: int, end: int, what: int) -> None:
+    if end > start:
+        pieces.append((np.array([start]), np.array([end]), np.array([what])))
 
 
 def _syncs(data: ProfileData, ends: Ints, by_end: Ints, low: int, high: int) -> tuple[Ints, Ints]:

@@ -137,7 +137,7 @@ def test_the_critical_path_alternates_between_host_and_device(
     assert answer.host[0].name == "data" and answer.host[0].duration_ns == 800
     assert [part.name for part in answer.kernels] == ["gemm"]
     assert "aten::mm" in [part.name for part in answer.ops]
-    starts, ends = answer.segments["start_ns"], answer.segments["end_ns"]
+    starts, ends = (answer.segments[name].tolist() for name in ("start_ns", "end_ns"))
     assert starts[0] == 0 and ends[-1] == 2000
     assert starts[1:] == ends[:-1], "the pieces follow one another without a hole"
 
