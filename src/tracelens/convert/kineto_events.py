@@ -5,6 +5,7 @@ Times are whole nanoseconds of the file's own clock. Nothing is linked here: ``p
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import msgspec
@@ -12,7 +13,7 @@ import numpy as np
 from msgspec import Raw
 
 from tracelens.convert.kineto_args import DeviceArgs, LaunchArgs, MemoryArgs, OpArgs
-from tracelens.convert.kineto_columns import Codes, Distinct, Ints, Table, none_as
+from tracelens.convert.kineto_columns import Codes, Distinct, Ints, Table, none_as, thread_number
 from tracelens.convert.kineto_decode import BROKEN, Events, ExactEvent, decode_args
 from tracelens.convert.kineto_kinds import FORWARD_BACKWARD, LAUNCHES, MEMORY, Kind, kind_of
 from tracelens.convert.kineto_times import UNKNOWN, from_floats, from_texts
@@ -21,6 +22,9 @@ from tracelens.convert.problems import Problems
 _TIMES = {"name": "i4", "thread": "i4", "start_ns": "i8", "duration_ns": "i8"}
 _MAX_ARGS_BYTES = 4 << 10
 """Arguments of events that are not known are kept as text up to this size."""
+
+_MAX_PROCESSES = 10_000
+"""Names of more processes are not kept."""
 
 _SKIPPED_INSTANTS = ("Iteration Start", "Record Window End")
 _NO_RAW = b""
@@ -41,6 +45,7 @@ class Collected:
         facts: what else is told of device work, as tuples (see ``DEVICE_FACTS``).
         collectives: ``(name, dtype, group, group size, sent, received)``.
         metadata: how many events only name processes and threads.
+        process_names: name of each process that has one.
         count: how many events there were.
     """
 
@@ -95,6 +100,7 @@ class Collected:
             }
         )
         self.metadata = 0
+        self.process_names: dict[int | str, str] = {}
         self.count = 0
         self._kinds: dict[str, Kind] = {}
         self._needs_arrows = False
@@ -122,13 +128,25 @@ class Collected:
             elif phase == "C":
                 self._counters(group)
             elif phase == "M":
-                self.metadata += len(group)
+                self._metadata(group)
             elif phase:
                 self.problems.add(f"events of the kind {phase!r} are not imported", len(group))
             else:
                 self.problems.add("events that say no kind are left out", len(group))
         for key in arrows:
             self._arrows(key[1], groups[key], key[0] == "f")
+
+    def _metadata(self, events: list[Any]) -> None:
+        """Take the names of processes: Horovod's are the tensors that they reduce."""
+        self.metadata += len(events)
+        for event in events:
+            if len(self.process_names) >= _MAX_PROCESSES:
+                return
+            if event.name == "process_name":
+                with contextlib.suppress(*BROKEN):
+                    told = msgspec.json.decode(event.args, type=dict[str, Any]).get("name")
+                    if isinstance(told, str) and told:
+                        self.process_names[thread_number(event.pid)] = told
 
     def _complete(self, category: str | None, events: list[Any]) -> None:
         kind = self._kinds.get(category or "")

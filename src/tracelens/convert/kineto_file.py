@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -194,7 +195,11 @@ class ProfileFile:
         fact[before_ops:before_calls] = np.arange(found.ops.rows, dtype=np.int32)
         calls = slice(before_calls, before_calls + found.runtime.rows)
         fact[calls] = np.arange(found.runtime.rows, dtype=np.int32)
-        fact[rows - found.others.rows :] = found.others.drop("args")
+        args = found.others.drop("args")
+        if not self.framework:
+            names = self._process_names()[found.others.take("thread")] if len(args) else args
+            args = np.where(args < 0, names, args)
+        fact[rows - found.others.rows :] = args
         return HostRanges(
             np.concatenate([*kinds, others]),
             np.concatenate([table.drop("name") for table in tables]),
@@ -204,6 +209,16 @@ class ProfileFile:
             fact,
             found.runtime.drop("corr"),
         )
+
+    def _process_names(self) -> Codes:
+        """Return the number of a JSON text with the process's name for each thread, -1 for none."""
+        found = self._found
+        codes = []
+        for pid, _ in found.threads.values:
+            name = found.process_names.get(thread_number(pid))
+            text = json.dumps({"process": name}).encode()
+            codes.append(-1 if name is None else found.json.code(text))
+        return np.array(codes, dtype=np.int32)
 
     def _facts(self) -> tuple[OpFacts, Texts, list[Collective], Codes]:
         found = self._found

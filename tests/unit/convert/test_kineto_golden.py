@@ -104,6 +104,15 @@ def test_speedscopes_odd_traces_are_all_imported(tmp_path: Path) -> None:
     assert told["matching-x"] == told["zero-duration-events"] == []
 
 
+def test_a_timeline_of_horovod_says_which_tensor_was_reduced(tmp_path: Path) -> None:
+    file = DATA / "profiles" / "horovod_timelines" / "horovod_timeline_small.json"
+    kineto.convert(file, tmp_path / "out.tltrace")
+    found = open_trace(tmp_path / "out.tltrace").sql(
+        "SELECT count(*), count(DISTINCT args) FROM spans WHERE name = 'NEGOTIATE_ALLREDUCE'"
+    )
+    assert found[0][0] == found[0][1] > 1
+
+
 def test_an_archive_of_eight_ranks_is_one_trace(tmp_path: Path) -> None:
     target = tmp_path / "out.tltrace"
     result = kineto.convert(DATA / "profiles" / "v100_dlrm_r2of8" / "dlrm_kineto.tar.gz", target)
