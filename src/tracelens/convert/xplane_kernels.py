@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tracelens.convert._columns import MISSING, UNNAMED, Rows, masked, step_of
 from tracelens.convert._hosttables import HostTables
@@ -74,17 +75,14 @@ class KernelRows:
         launched = calls.row >= 0
         at = np.where(launched, calls.start_ns, self._rows.number("start_ns")[order])
         op_id = calls.op_id.copy()
-        named = NamedOps(ops, tables.op_id)
-        names = [
-            [texts[code] if code >= 0 else "" for code in self._ops.codes(column)[order].tolist()]
-            for column in ("instruction", "op")
-            for texts in [self._ops.texts(column)]
-        ]
-        for row in np.flatnonzero(op_id == MISSING).tolist():
-            found = named.find(
-                (names[0][row], names[1][row]), int(at[row]), launched=bool(launched[row])
-            )
-            op_id[row] = MISSING if found is None else found
+        unknown = np.flatnonzero(op_id == MISSING)
+        if len(unknown):
+            named = NamedOps(ops, tables.op_id)
+            instructions, of = self._named("instruction", order), self._named("op", order)
+            for row in unknown.tolist():
+                names = instructions[row], of[row]
+                found = named.find(names, int(at[row]), launched=bool(launched[row]))
+                op_id[row] = MISSING if found is None else found
         shard.write(
             "kernels",
             {
@@ -95,6 +93,12 @@ class KernelRows:
                 "step": step_of(at, steps),
             },
         )
+
+    def _named(self, column: str, order: NDArray[np.int64]) -> list[str]:
+        """Return the strings of a column, empty where there is none."""
+        # The last is what a code of -1 picks.
+        texts = [*self._ops.texts(column), ""]
+        return [texts[code] for code in self._ops.codes(column)[order].tolist()]
 
 
 def _hlo_of(kernel: ProfiledKernel) -> tuple[str, str]:
