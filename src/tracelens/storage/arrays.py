@@ -85,7 +85,7 @@ def table_of(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
 
 
 def to_numpy(column: pa.Array | pa.ChunkedArray, null: float = -1) -> NDArray[Any]:
-    """Return a column of numbers; NULL becomes ``null``. Shape (rows,)."""
+    """Return a column of numbers; NULL becomes ``null``, whole numbers floats if that is NaN."""
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
     parts = [_part(chunk, null) for chunk in chunks]
     if len(parts) == 1:
@@ -98,11 +98,14 @@ def _part(array: pa.Array, null: float) -> NDArray[Any]:
     if kind is None:
         return np.asarray(array.fill_null(null).to_numpy(zero_copy_only=False))
     validity, data = array.buffers()
-    if not len(array):
-        return np.zeros(0, dtype=kind)
+    rows = len(array)
+    if not rows or array.null_count == rows:
+        return np.full(rows, null, dtype=np.float64 if rows and null != null else kind)
     values = np.frombuffer(data, dtype=kind)[array.offset : array.offset + len(array)]
     if not array.null_count:
         return values
+    if null != null:
+        kind = np.float64
     bits = np.unpackbits(np.frombuffer(validity, dtype=np.uint8), bitorder="little")
     known = bits[array.offset : array.offset + len(array)].astype(np.bool_)
     return np.where(known, values, np.asarray(null, dtype=kind))

@@ -49,6 +49,10 @@ def test_slices_and_chunks_are_read_from_where_they_start() -> None:
     chunks = pa.chunked_array([whole.slice(3, 3), whole.slice(9)])
     assert arrays.to_numpy(chunks).tolist() == [3, -1, 5, 9]
     assert arrays.to_numpy(pa.chunked_array([], pa.int64())).tolist() == []
+    floats = arrays.to_numpy(whole, np.nan)
+    assert np.isnan(floats[4]) and floats[5] == 5.0
+    assert arrays.to_numpy(pa.nulls(2, pa.int32())).tolist() == [-1, -1]
+    assert np.isnan(arrays.to_numpy(pa.nulls(2, pa.float32()), np.nan)).all()
 
 
 def test_writing_a_trace_imports_no_pandas(tmp_path: object) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tracelens.analysis.profile.intervals import Ints
 from tracelens.errors import TraceError
 from tracelens.events import OpFlag
+from tracelens.storage.arrays import to_numpy
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -68,14 +69,13 @@ class Columns:
     def ints(self, name: str) -> Ints:
         """Return a column of whole numbers, int64 of shape (rows,); NULL is -1."""
         if name not in self._ints:
-            column = self._column(name)
-            values = (column.fill_null(-1) if column.null_count else column).to_numpy()
+            values = to_numpy(self._column(name))
             self._ints[name] = _plausible(name, values.astype(np.int64, copy=False))
         return self._ints[name]
 
     def floats(self, name: str) -> NDArray[np.float64]:
         """Return a column of numbers, float64 of shape (rows,); NULL is NaN."""
-        values: NDArray[Any] = self._column(name).to_numpy()
+        values: NDArray[Any] = to_numpy(self._column(name), np.nan)
         return values.astype(np.float64, copy=False)
 
     def codes(self, name: str) -> Ints:
@@ -98,7 +98,7 @@ class Columns:
     def _text(self, name: str) -> tuple[Ints, list[str]]:
         if name not in self._texts:
             array = self._column(name).combine_chunks()
-            codes = array.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+            codes = to_numpy(array.indices).astype(np.int64)
             self._texts[name] = _distinct(codes, [t or "" for t in array.dictionary.to_pylist()])
         return self._texts[name]
 
@@ -123,7 +123,7 @@ class Columns:
             return None
         import pyarrow as pa
 
-        seen = (self._read("flags").to_numpy() & int(OpFlag.PROFILED)) != 0
+        seen = (to_numpy(self._read("flags")) & int(OpFlag.PROFILED)) != 0
         return pa.array(seen) if seen.any() and not seen.all() else None
 
 
