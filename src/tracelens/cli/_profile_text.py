@@ -23,6 +23,8 @@ def _overview(found: Json, options: argparse.Namespace) -> str:
     if not counted:
         return "Nothing of a profile was recorded: import one, or record with profile=True."
     lines = [f"rank {found['rank']}: {counted}"]
+    if len(found["ranks"]) > 1:
+        lines.append(f"        one of {len(found['ranks'])} ranks: tracelens ranks compares them")
     if found["device"]:
         lines += [_device(line) for line in found["device"]]
     else:
@@ -190,6 +192,8 @@ def _findings(found: Json, options: argparse.Namespace) -> str:
             f"  {printable(finding['message'])}",
             f"  advice: {printable(finding['advice'])}",
         ]
+        if finding.get("view"):
+            lines.append(f"  more: tracelens profile TRACE {finding['view']}")
     return "\n".join(lines)
 
 

@@ -31,6 +31,21 @@ ROOF_SHARE = 0.4
 GROWTH_BYTES = 1 << 20
 
 
+VIEW_OF = {
+    "launch_bound": "launch",
+    "host_bound": "idle",
+    "sync_stall": "launch",
+    "exposed_communication": "comm",
+    "short_kernels": "launch",
+    "below_roof": "roofline",
+    "fp32_matmul": "kernels",
+    "pageable_copies": "kernels",
+    "fragmentation": "memory",
+    "memory_growth": "memory",
+}
+"""View of ``tracelens profile`` that shows more of a rule's finding, where it is not ``steps``."""
+
+
 def finding(
     rule: str, message: str, advice: str, split: StepsAnswer, gain_ns: int | None,
     evidence: Json, *, step: int | None = None, severity: str | None = None,
@@ -48,6 +63,7 @@ def finding(
         "evidence": evidence,
         "gain_ns": gain_ns,
         "gain_share": share,
+        "view": VIEW_OF.get(rule, "steps"),
     }
 
 

@@ -33,7 +33,8 @@ def profile_findings(
         Findings in the form of ``Session.report_finding``: ``t`` (``"finding"``), ``rule``,
         ``verdict`` (``"structural"``), ``severity``, ``message``, ``advice``, ``rank``, ``step``
         (``None``: all), ``evidence`` (the figures), ``gain_ns`` and ``gain_share`` of the steps:
-        what would be saved if the cause vanished and nothing else took its place, an upper bound.
+        what would be saved if the cause vanished and nothing else took its place, an upper bound;
+        ``view``: the view of ``tracelens profile`` that shows more.
     """
     split = split_steps(data) if split is None else split
     usual = typical(split)

@@ -31,7 +31,7 @@ def profile_overview(
         limits: of its device.
 
     Returns:
-        ``rows`` (of each table), ``device`` (``DeviceTotals``, the first over all devices),
+        ``rank``, ``ranks`` (all of the trace), ``rows`` (of each table), ``device`` (``DeviceTotals``, the first over all devices),
         ``steps`` (count, median length, the split of all steps and of those of usual length),
         ``kernels``, ``ops``, ``memory`` (peak by device), ``findings``.
     """
@@ -40,6 +40,7 @@ def profile_overview(
     lengths = [step.duration_ns for step in split.steps]
     return {
         "rank": data.rank,
+        "ranks": data.reader.ranks(),
         "rows": {
             table.table: len(table)
             for table in (data.ops, data.kernels, data.spans, data.memory, data.samples)
