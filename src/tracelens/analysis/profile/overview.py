@@ -31,9 +31,10 @@ def profile_overview(
         limits: of its device.
 
     Returns:
-        ``rank``, ``ranks`` (all of the trace), ``rows`` (of each table), ``device`` (``DeviceTotals``, the first over all devices),
-        ``steps`` (count, median length, the split of all steps and of those of usual length),
-        ``kernels``, ``ops``, ``memory`` (peak by device), ``findings``.
+        ``rank``, ``ranks`` (all of the trace), ``rows`` (of each table), ``device``
+        (``DeviceTotals``, the first over all devices), ``steps`` (count, median length, the split
+        of all steps and of those of usual length), ``kernels``, ``ops``, ``memory`` (peak by
+        device), ``findings``.
     """
     split = split_steps(data)
     usual = typical(split)
