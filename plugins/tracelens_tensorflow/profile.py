@@ -177,8 +177,8 @@ class ProfileWatch:
         rows.take_steps(self._marks())
         tables = _Tables(writer)
         rows.write(tables)  # type: ignore[arg-type]
-        if tables.columns:
-            writer.spool(tables.columns)
+        if tables.columns and not writer.spool(tables.columns):
+            self._session.note("profile", "a profile is lost: no room on the disk", "warning")
         for line in [*found.warnings, *problems][:1]:
             self._session.note("profile", f"the profiler says: {line}", "warning")
 

@@ -85,8 +85,8 @@ class Stretch:
         for times in (events.start_ns, events.end_ns, events.allocations.t_ns):
             times += shift
         tables = self._tables(events)
-        if tables:
-            writer.spool(tables)
+        if tables and not writer.spool(tables):
+            self._session.note("profile", "a profile is lost: no room on the disk", "warning")
 
     def _tables(self, events: Events) -> dict[str, dict[str, Any]]:
         if not len(events):

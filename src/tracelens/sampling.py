@@ -147,8 +147,8 @@ class Sampler:
         read_chrome(data, samples, problems)
         rows = _Rows()
         samples.write(rows)  # type: ignore[arg-type]
-        if rows.columns:
-            self._session.writer.spool({"samples": self._placed(rows.columns)})
+        if rows.columns and not self._session.writer.spool({"samples": self._placed(rows.columns)}):
+            self._note("samples of the host are lost: no room on the disk", "warning")
         for problem in problems[:1]:
             self._note(f"samples of the host: {problem}", "warning")
         if not self._tagged:
