@@ -163,7 +163,10 @@ def read(result: Any) -> Events:
     native = native_profile.load()
     if native is None:
         return read_in_python(result)
-    columns = native.read(result)
+    try:
+        columns = native.read(result)
+    except TypeError:  # it was compiled against another pybind11 than torch's own
+        return read_in_python(result)
     allocations = Allocations(**columns.pop("allocations"))
     return Events(**columns, allocations=allocations)
 
