@@ -87,11 +87,14 @@ def same(left: Engine, right: Engine, sql: str) -> int:
 
 
 def test_every_table_and_view_holds_the_same_on_both_engines(duck: Engine, spark: Engine) -> None:
-    counts = {name: same(duck, spark, f'SELECT * FROM {name} WHERE rank < 2'
-                         if name != "segments" else "SELECT * FROM segments")
-              for name in views.names()}  # fmt: skip
+    counts = {}
+    for name in views.names():
+        where = "" if name == "segments" else " WHERE rank < 2"
+        sql = f"SELECT * FROM {name}{where}"
+        if duck.rows(sql):  # a job of Spark's for each empty table would take long to say nothing
+            counts[name] = same(duck, spark, sql)
     assert counts["ops"] == counts["ops_aligned"] == 2 * OPS + 6
-    assert counts["shards"] == 4
+    assert counts["shards"] == 4 and counts["kernels"] == 6 and len(counts) >= 12
 
 
 def _once(name: str) -> bool:
