@@ -121,14 +121,15 @@ def convert_files(
                 directory,
                 rank,
                 epoch_unix_ns=epoch_ns,
-                world_size=max(about.world_size, len(files)),
+                world_size=_world_size(rank, about.world_size, len(files)),
                 framework=file.framework,
                 host=about.host,
             )
             with shard:
-                shard.event(
-                    "note", kind="import", severity="info", message=f"from {Path(source.name).name}"
-                )
+                origin = f"from {Path(source.name).name}"
+                if about.world_size > 1:
+                    origin += f", rank {rank} of {about.world_size}"
+                shard.event("note", kind="import", severity="info", message=origin)
                 for name in dict.fromkeys(filter(None, about.devices)):
                     message = f"device: {name}"
                     shard.event("note", kind="device", name=name, severity="info", message=message)
@@ -206,6 +207,16 @@ def _rank(told: int | None, source: Source, taken: dict[int, str], files: int) -
     """Return a file's rank: what it says, else its name; ``None`` if neither does."""
     if told is None and files > 1:
         return rank_in_name(source.name)
+    return told
+
+
+def _world_size(rank: int, told: int, files: int) -> int:
+    """Return how many ranks the trace should have; 0 if that is not known.
+
+    Who imports one file of many asks for that rank alone: the others are not missing.
+    """
+    if files == 1:
+        return 0 if rank else 1
     return told
 
 

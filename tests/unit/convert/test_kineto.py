@@ -347,7 +347,15 @@ def test_a_missing_rank_and_a_second_file_of_a_rank_are_named(
     assert open_trace(target).ranks() == [0, 1, 3]
 
 
+def test_one_file_of_many_ranks_is_a_whole_trace(tmp_path: Path) -> None:
+    info = {"rank": 34, "world_size": 300}
+    reader, result = imported(written(tmp_path / "a.json", [ran("a", 1, 1)], distributedInfo=info))
+    assert (reader.ranks(), result.problems) == ([34], ())
+    assert main(["verify", str(reader.path)]) == 0
+
+
 def test_a_rank_is_told_by_the_name_of_a_file_that_does_not_say_it(tmp_path: Path) -> None:
     files = [written(tmp_path / f"rank{n}_iter3.json", [ran("a", n, 1)]) for n in (4, 2)]
     reader, result = imported(*files)
     assert (reader.ranks(), result.problems) == ([2, 4], ())
+    assert main(["verify", str(reader.path)]) == 0
