@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
+from tracelens.convert._textfile import BAD_JSON
 from tracelens.convert.kineto_text import (
     MAX_EVENT_BYTES,
     EventText,
@@ -53,8 +54,8 @@ class ExactEvent(msgspec.Struct, gc=False):
     args: Raw = NO_ARGS
 
 
-BROKEN = (msgspec.DecodeError, UnicodeDecodeError)
-"""What decoding raises of text that is no JSON, or no UTF-8."""
+BROKEN = BAD_JSON
+"""What decoding raises of text that is no JSON, no UTF-8, or nested too deep."""
 
 Events = list[Event] | list[ExactEvent]
 

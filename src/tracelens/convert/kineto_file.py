@@ -16,7 +16,7 @@ from tracelens.convert.kineto_args import ELEMENT_BYTES
 from tracelens.convert.kineto_bytes import Source
 from tracelens.convert.kineto_clean import leave_out_impossible, pair_ends
 from tracelens.convert.kineto_columns import thread_number
-from tracelens.convert.kineto_decode import EventReader
+from tracelens.convert.kineto_decode import BROKEN, EventReader
 from tracelens.convert.kineto_events import DEVICE_FACTS, Collected
 from tracelens.convert.kineto_kinds import Kind
 from tracelens.convert.kineto_ranks import About
@@ -339,7 +339,7 @@ class ProfileFile:
 
 def _on_one_line(text: bytes) -> str:
     """Return JSON text as ``[8, 1, 1]``, however its writer laid it out."""
-    with contextlib.suppress(msgspec.DecodeError):
+    with contextlib.suppress(*BROKEN):
         text = msgspec.json.format(text, indent=0)
     return text.decode("utf-8", "replace")
 

@@ -100,6 +100,13 @@ def test_one_broken_event_does_not_cost_the_others(tmp_path: Path) -> None:
     assert told == ["events cannot be read and are left out (1)"]
 
 
+def test_arguments_nested_without_end_cost_one_event(tmp_path: Path) -> None:
+    deep = "[" * 100_000 + "]" * 100_000
+    text = text_of(event("a", 0), event("b", 5, args={"Input Dims": "@"}), event("c", 9))
+    reader, told = imported(tmp_path / "a.json", text.replace('"@"', deep))
+    assert {"a", "c"} <= set(names(reader)) and len(told) <= 1
+
+
 def test_bytes_that_are_no_text_do_not_stop_the_import(tmp_path: Path) -> None:
     text = text_of(event("a", 0), event("b@", 5), event("c", 9)).encode()
     reader, told = imported(tmp_path / "a.json", text.replace(b"@", b"\xff\xfe"))
