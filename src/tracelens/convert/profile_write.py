@@ -322,16 +322,11 @@ class Writer:
 
     def step_events(self) -> int:
         """Write an event for each step; return how many steps there are."""
-        nested = self._nested
-        steps = nested.steps
-        of_ops = steps.of(nested.start_ns[nested.op_places])
+        steps = self._nested.steps
         for number, start, end in zip(
             steps.number.tolist(), steps.start_ns.tolist(), steps.end_ns.tolist(), strict=True
         ):
-            n_ops = int((of_ops == number).sum())
-            self._shard.event(
-                "step", step=number, start_ns=start, duration_ns=end - start, n_ops=n_ops
-            )
+            self._shard.event("step", step=number, start_ns=start, duration_ns=end - start)
         return len(steps.number)
 
     def _span_kinds(self) -> NDArray[np.uint8]:
