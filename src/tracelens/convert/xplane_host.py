@@ -95,6 +95,8 @@ class HostRows:
             ("device",),
         )
         self._steps: dict[int, dict[str, int]] = {}
+        self._device_steps: dict[int, dict[str, int]] = {}
+        self._again = 0
 
     def write(self, shard: BulkShard) -> Made:
         """Read the planes and write their rows."""
@@ -106,7 +108,13 @@ class HostRows:
                 self._guard(plane, self._host)
         if "backward" in self._ops.texts("phase"):
             self._ops.rename("phase", "other", "forward")
-        steps = sorted(self._steps.values(), key=lambda each: each["start_ns"])
+        if self._again:
+            self._problems.append(
+                f"{self._again} marks repeat the number of a step, and are kept as ranges only"
+            )
+        steps = sorted(
+            (self._steps or self._device_steps).values(), key=lambda each: each["start_ns"]
+        )
         for each in steps:
             shard.event("step", **each)
         tables = HostTables(self._ops, self._spans, steps)
@@ -147,7 +155,7 @@ class HostRows:
             start, end = window(begin_ns, event)
             self._span(device, line.line_id, start, end, "device_annotation", name)
             if line.name == "Steps" and name.isdigit() and len(name) < 19:
-                self._step(int(name), start, end)
+                self._step_of_device(int(name), start, end)
 
     # The host.
 
@@ -200,7 +208,7 @@ class HostRows:
             return
         step = stats.get("step_num")
         what, file, line, function = "other", "", None, ""
-        if isinstance(step, int) and "_r" in stats and 0 <= step < 1 << 62:
+        if isinstance(step, int) and 0 <= step < 1 << 62:
             what = "step"
             self._step(step, start, end)
             name = f"{name} {step}"
@@ -254,14 +262,23 @@ class HostRows:
         )
 
     def _step(self, number: int, start: int, end: int) -> None:
+        """Take a step that the host marked."""
+        if number in self._steps:
+            self._again += 1
+            return
         start, end = start - self._epoch_ns, end - self._epoch_ns
-        known = self._steps.get(number)
-        if known is not None:
-            # The devices of one host tell the same step: it lasts from the first to the last.
-            first = min(start, known["start_ns"])
-            end = max(end, known["start_ns"] + known["duration_ns"])
-            start = first
         self._steps[number] = {"step": number, "start_ns": start, "duration_ns": end - start}
+
+    def _step_of_device(self, number: int, start: int, end: int) -> None:
+        """Take a step that a device tells: it lasts from the first of them to the last."""
+        start, end = start - self._epoch_ns, end - self._epoch_ns
+        known = self._device_steps.get(number)
+        if known is not None:
+            end = max(end, known["start_ns"] + known["duration_ns"])
+            start = min(start, known["start_ns"])
+        self._device_steps[number] = {
+            "step": number, "start_ns": start, "duration_ns": end - start,
+        }  # fmt: skip
 
     def _write_memory(self, shard: BulkShard, steps: list[dict[str, int]]) -> None:
         if len(self._memory):

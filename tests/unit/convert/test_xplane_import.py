@@ -107,6 +107,23 @@ def test_kernels_find_their_launch_their_op_and_their_step(
         assert trace.manifest.epoch_unix_ns == START_NS
 
 
+def test_steps_are_those_of_the_host_and_a_number_counts_once(tmp_path: Path) -> None:
+    host, device = XPlane("/host:CPU"), XPlane("/device:TPU:0")
+    # Keras marks a batch without saying that it is a root.
+    marks = [("Profiled batch", 1000 * n, 900, {"step_num": n % 3}) for n in range(4)]
+    device.line(1, "Steps", [("7", 0, 5000, {})])
+    device.line(2, "XLA Ops", [("fusion", 100, 50, {})])
+    (tmp_path / "a.xplane.pb").write_bytes(xspace(host.line(1, "python", marks), device))
+    result = xplane.convert(tmp_path / "a.xplane.pb", tmp_path / "a")
+    assert result.problems == ("1 marks repeat the number of a step, and are kept as ranges only",)
+    with open_trace(tmp_path / "a") as trace:
+        assert [each["step"] for each in trace.steps()] == [0, 1, 2]
+    (tmp_path / "b.xplane.pb").write_bytes(xspace(device))
+    xplane.convert(tmp_path / "b.xplane.pb", tmp_path / "b")
+    with open_trace(tmp_path / "b") as trace:
+        assert [each["step"] for each in trace.steps()] == [7]
+
+
 def test_each_host_of_a_run_is_a_rank_and_the_same_file_twice_is_told(tmp_path: Path) -> None:
     run = tmp_path / "logs" / "plugins" / "profile" / "2024_01_02"
     run.mkdir(parents=True)
