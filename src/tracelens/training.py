@@ -68,6 +68,7 @@ class Training:
         self._runs = 0
         self._own = False
         self._failures: set[str] = set()
+        self._finite_at: dict[str, int] = {}
         self.session: Session | None = None
 
     def begin(self, *, rank: int | None = None) -> bool:
@@ -89,6 +90,7 @@ class Training:
         if rank is not None:
             session.rank = rank
         self._runs += 1
+        self._finite_at.clear()
         self.session = session.open()
         # Where a library does not tell of an exception that ends the training, this is the end.
         atexit.register(self._close)
@@ -124,7 +126,11 @@ class Training:
         session = self._open()
         session.clock.add_late(dict(scalars))
         for name, value in scalars.items():
-            if "loss" in name.lower() and isinstance(value, float) and not math.isfinite(value):
+            if "loss" not in name.lower() or not isinstance(value, float):
+                continue
+            if math.isfinite(value):
+                self._finite_at[name] = session.current_step
+            else:
                 self._bad_loss(session, name, value)
 
     @hook
@@ -194,8 +200,11 @@ class Training:
         return self.session
 
     def _bad_loss(self, session: Session, name: str, value: float) -> None:
-        """Report a loss that a library computed outside of its framework (in NumPy)."""
-        since = session.current_step - 1
+        """Report a loss that a library computed outside of its framework (in NumPy).
+
+        What was found since the loss was last finite made it bad too: that is no news.
+        """
+        since = self._finite_at.get(name, 0)
         known = session.judge.pending or any(
             finding.get("severity") == "error" and (finding.get("step") or 0) >= since
             for finding in session.findings

@@ -74,3 +74,36 @@ def test_a_nan_of_validation_is_said_to_be_one(tmp_path: Path) -> None:
     first = Recorded(path).errors[0]
     assert place_of(first) == (Path(__file__).name, line_of(Root, "# validation"))
     assert first["sink"]["during"] == "validation"
+
+
+def test_a_metric_that_stays_bad_is_no_new_finding(tmp_path: Path) -> None:
+    path = tmp_path / "run.tltrace"
+    fit(model_of(Root()), TraceCallback(path, quiet=True), epochs=3)
+    places = {place_of(finding) for finding in Recorded(path).errors}
+    assert places == {(Path(__file__).name, line_of(Root, "# validation"))}
+
+
+@pytest.mark.parametrize("method", ["evaluate", "predict"])
+def test_evaluate_and_predict_are_recorded_by_themselves(tmp_path: Path, method: str) -> None:
+    x, y = data_of(2)
+    given = (x, y) if method == "evaluate" else (x,)
+    path, callback = tmp_path / "run.tltrace", TraceCallback(tmp_path / "run.tltrace", quiet=True)
+    getattr(model_of(Root()), method)(*given, verbose=0, callbacks=[callback])
+    first = Recorded(path).errors[0]
+    assert place_of(first) == (Path(__file__).name, line_of(Root, "# validation"))
+    assert sessions.current() is None
+
+
+@pytest.mark.parametrize("method", ["fit", "evaluate"])
+def test_an_exception_of_validation_ends_the_recording(tmp_path: Path, method: str) -> None:
+    callback = TraceCallback(tmp_path / "run.tltrace", nonfinite="raise", quiet=True)
+    model = model_of(Root())
+    with pytest.raises(FloatingPointError):
+        if method == "fit":
+            fit(model, callback)
+        else:
+            model.evaluate(*data_of(2), verbose=0, callbacks=[callback])
+    assert sessions.current() is None
+    with pytest.raises(FloatingPointError):
+        model.predict(data_of(1)[0], verbose=0, callbacks=[callback])
+    assert Recorded(tmp_path / "run-2.tltrace").errors

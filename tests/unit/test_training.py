@@ -122,3 +122,16 @@ def test_switched_off_nothing_is_recorded(tmp_path: Path, monkeypatch: pytest.Mo
 def test_wrong_settings_are_refused_when_it_is_made() -> None:
     with pytest.raises(ConfigError, match="capture"):
         Training("run.tltrace", capture="all")
+
+
+def test_a_loss_that_turns_bad_again_is_news_and_one_that_stays_bad_is_not(tmp_path: Path) -> None:
+    training = Training(tmp_path / "run.tltrace", quiet=True)
+    training.begin()
+    training.start_at(0)
+    for loss in (float("nan"), float("nan"), 0.5, float("inf"), float("inf")):
+        training.step({})
+        training.late({"eval_loss": loss})
+    training.end()
+    with open_trace(tmp_path / "run.tltrace") as reader:
+        reported = {sink["step"] for sink in reader.sinks()}
+    assert {1, 4} <= reported and not reported & {2, 3}
