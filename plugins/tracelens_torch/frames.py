@@ -32,7 +32,11 @@ _SPECIAL = {
     torch.nn.Module._wrapped_call_impl.__code__: CodeKind.MODULE_CALL,
 }
 _FILES = UserFiles(
-    libraries=("torch", "functorch", "accelerate", "keras"),
+    # Trainers only: packages that hold models (transformers, fastai, timm) are the user's.
+    libraries=(
+        *("torch", "functorch", "keras", "accelerate", "skorch"),
+        *("lightning", "pytorch_lightning", "lightning_fabric"),
+    ),
     directories=(Path(torch.__file__).parent, Path(__file__).parent),
     prefixes=("<eval_with_key>", "<torch"),
     parts=("torchinductor_",),

@@ -80,8 +80,8 @@ class Events:
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Validation ended; its metrics are those of the step before it."""
         if not trainer.sanity_checking:
-            self.training.end_aside()
             self.training.late(self._logged(trainer))
+            self.training.end_aside()
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Means over the epoch are scalars of its last step."""
