@@ -183,7 +183,8 @@ class ProfileFile:
             of_kind[given] = kind
         others = of_kind[found.others.take("kind")]
         start = np.concatenate([table.drop("start_ns") for table in tables]) + shift
-        thread = np.concatenate([table.take("thread") for table in tables])
+        own = found.others.take("thread")
+        thread = np.concatenate([table.drop("thread") for table in tables])
         rows = len(start)
         of_device = np.arange(rows) >= rows - found.others.rows
         of_device[of_device] = others >= SYNC
@@ -197,7 +198,7 @@ class ProfileFile:
         fact[calls] = np.arange(found.runtime.rows, dtype=np.int32)
         args = found.others.drop("args")
         if not self.framework:
-            names = self._process_names()[found.others.take("thread")] if len(args) else args
+            names = self._process_names()[own] if len(args) else args
             args = np.where(args < 0, names, args)
         fact[rows - found.others.rows :] = args
         return HostRanges(
