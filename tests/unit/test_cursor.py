@@ -60,7 +60,9 @@ def finding(op_id: int, step: int) -> dict[str, object]:
     return {
         "rule": "log-of-negative", "severity": "error", "verdict": "non-finite", "step": step,
         "rank": 0, "message": "NaN first made by log",
-        "first_cause": {"op": "aten::log", "op_id": op_id},
+        "first_cause": {
+            "op": "aten::log", "op_id": op_id, "phase": "forward", "why": "log of a negative",
+        },
         "sink": {"sink": "loss", "op_id": op_id + 3},
     }  # fmt: skip
 
