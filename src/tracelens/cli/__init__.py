@@ -15,7 +15,13 @@ from keyword import iskeyword
 
 from tracelens import __version__
 from tracelens.cli._command import Command
-from tracelens.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, TraceLensError
+from tracelens.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_UNREADABLE,
+    EXIT_USAGE,
+    TraceLensError,
+)
 
 VERBS = (
     "run",
@@ -66,8 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as leave:
         return leave.code if isinstance(leave.code, int) else EXIT_USAGE
     except TraceLensError as error:
-        print(f"tracelens {verb}: {error}", file=sys.stderr)
+        print(f"tracelens {verb}: {_printable(str(error))}", file=sys.stderr)
         return error.exit_code
+    except MemoryError:
+        print(f"tracelens {verb}: there is not enough memory for this", file=sys.stderr)
+        return EXIT_UNREADABLE
     except KeyboardInterrupt:
         print("tracelens: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -82,6 +91,13 @@ def _load(verb: str) -> Command:
     module = import_module(f"tracelens.cli.{verb}_" if iskeyword(verb) else f"tracelens.cli.{verb}")
     command: Command = getattr(module, verb.capitalize())()
     return command
+
+
+def _printable(message: str) -> str:
+    """Escape control characters, which a file or its name may have brought into a message."""
+    from tracelens.texts import printable
+
+    return printable(message)
 
 
 def _overview() -> argparse.ArgumentParser:

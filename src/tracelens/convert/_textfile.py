@@ -16,6 +16,8 @@ BAD_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What ``msgspec.json.decode`` raises for text that is not what it should be."""
 MAX_BYTES = 2 << 30
 """What is read whole at most: a recording that is larger has to be cut by its tool."""
+MAX_UNPACKED_BYTES = 512 << 20
+"""The same of a packed file, which may be small itself."""
 _HEAD_BYTES = 1 << 16
 _LINE_BYTES = 1 << 20
 _GZIP = b"\x1f\x8b"
@@ -60,16 +62,19 @@ def whole(path: Path) -> bytes:
     """Return all of a file, unpacked; of a packed one that is cut off, what there is.
 
     Raises:
-        TraceError: it cannot be read, or is larger than 2 GiB.
+        TraceError: it cannot be read, or is too large.
     """
     parts: list[bytes] = []
     size = 0
     try:
         with open_bytes(path) as file:
+            most = MAX_UNPACKED_BYTES if isinstance(file, gzip.GzipFile) else MAX_BYTES
             while part := file.read(1 << 20):
                 size += len(part)
-                if size > MAX_BYTES:
-                    raise TraceError(f"{path}: more than {MAX_BYTES >> 30} GiB of text")
+                if size > most:
+                    raise TraceError(
+                        f"{path}: more than {most >> 20} MiB, too much to read at once"
+                    )
                 parts.append(part)
     except OSError as error:
         raise TraceError(f"{path}: cannot be read: {error.strerror or error}") from None

@@ -160,3 +160,5 @@ def _member_pieces(path: Path, member: str) -> Iterator[bytes]:
             yield from unpacked(file)
     except (EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile) as error:
         raise CutOffError(f"the archive is damaged ({error})") from None
+    except (RuntimeError, NotImplementedError) as error:  # encrypted, or packed in another way
+        raise TraceError(f"{path.name}:{member}: cannot be unpacked: {error}") from None

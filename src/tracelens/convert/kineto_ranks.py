@@ -53,8 +53,8 @@ class About:
         both = before + after
         properties = told.get("deviceProperties")
         return cls(
-            _whole(info.get("rank"), _found("rank", both)),
-            _whole(info.get("world_size"), _found("world", both)) or 0,
+            _most(_whole(info.get("rank"), _found("rank", both)), MAX_RANK),
+            _most(_whole(info.get("world_size"), _found("world", both)), MAX_RANK + 1) or 0,
             _whole(told.get("baseTimeNanoseconds"), _found("base", both)) or 0,
             str(told.get("host_name") or ""),
             tuple(
@@ -104,6 +104,11 @@ def ranges_text(numbers: Sequence[int]) -> str:
 def _found(what: str, text: str) -> int | None:
     found = _NUMBER[what].search(text)
     return int(found[1]) if found else None
+
+
+def _most(number: int | None, most: int) -> int | None:
+    """Return a number unless no run can have it."""
+    return number if number is None or number <= most else None
 
 
 def _whole(value: Any, other: int | None) -> int | None:

@@ -7,6 +7,7 @@ wrong guess leaves a piece that is no JSON, so ``events_of`` then finds the even
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Iterator
 
 from tracelens.convert.kineto_bytes import CutOffError
@@ -23,7 +24,12 @@ MAX_REST_BYTES = 4 << 20
 _KEYS = b"ph|cat|name|pid|tid|ts|dur|id|args|s|bp"
 _BETWEEN = re.compile(rb"\}\s*,\s*(?=\{\s*\"(?:" + _KEYS + rb")\"\s*:)")
 _ARRAY = re.compile(rb'"traceEvents"\s*:\s*\[')
-_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\]]', re.DOTALL)
+# A string may lack its end, and is possessive where Python has that: one of megabytes is gone
+# through once, and nothing is kept to come back to.
+_ONCE = b"+" if sys.version_info >= (3, 11) else b""
+_TOKEN = re.compile(
+    rb'"[^"\\]*%b(?:\\.[^"\\]*%b)*%b(?:"|\\?\Z)|[{}\]]' % (_ONCE, _ONCE, _ONCE), re.DOTALL
+)
 _WINDOW_BYTES = 1 << 16
 _SPACE = b" \t\r\n"
 _BOM = b"\xef\xbb\xbf"

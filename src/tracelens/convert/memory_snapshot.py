@@ -27,7 +27,7 @@ _TIMELINE = re.compile(rb"^\s*\[\s*\[\s*-?\d+\s*,\s*[1-4]\s*,\s*-?\d+\s*,\s*\d+\
 _ENDINGS = (".pickle", ".pkl", ".pickle.gz", ".pkl.gz")
 _PROTOCOL = b"\x80"
 _KEYS = (b"segments", b"device_traces")
-_RANK = re.compile(r"rank[._-]?(\d+)", re.IGNORECASE)
+_RANK = re.compile(r"rank[._-]?(\d{1,5})(?!\d)", re.IGNORECASE)
 
 
 def sniff(path: Path) -> bool:

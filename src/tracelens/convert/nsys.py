@@ -19,6 +19,7 @@ from tracelens.convert.newtrace import Explain
 from tracelens.convert.nsys_database import BAD_SQLITE, HEADER, Database, is_nsight, pid_of
 from tracelens.convert.nsys_process import ProcessRows
 from tracelens.errors import TraceError
+from tracelens.processes import MAX_RANKS
 from tracelens.storage.bulk import BulkShard
 
 Progress = Callable[[int, int, str], None]
@@ -129,7 +130,8 @@ def convert_files(
             ops, kernels = ops + made.ops, kernels + made.kernels
             steps, rows = max(steps, made.steps), rows + shard.rows
         if not rows:
-            raise TraceError(f"{paths[0]}: the export holds no event")
+            reason = f": {problems[0]}" if problems else ""
+            raise TraceError(f"{paths[0]}: the export holds no event{reason}")
     return Imported(ops, steps, 0, tuple(problems[:_MAX_TOLD]), kernels, rows)
 
 
@@ -183,6 +185,9 @@ def _free(wanted: int | None, taken: list[_Process], file: Path, problems: list[
     """Return the rank that is wanted, or the next that no other has."""
     ranks = {each.rank: each for each in taken}
     rank = wanted if wanted is not None else 0
+    if not 0 <= rank < MAX_RANKS:
+        problems.append(f"{file.name}: a rank of {rank} is none: given the next free")
+        wanted, rank = None, 0
     if wanted is not None and wanted in ranks:
         other = ranks[wanted].file.name
         problems.append(f"{file.name} says rank {wanted}, as {other} does: given the next free")

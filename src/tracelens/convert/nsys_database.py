@@ -7,6 +7,7 @@ there reads as nothing. The file is opened read-only, and only plain tables of i
 from __future__ import annotations
 
 import sqlite3
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -19,6 +20,9 @@ HEADER = b"SQLite format 3\0"
 _META = ("META_DATA_EXPORT", "EXPORT_META_DATA")
 """Where the export describes itself: since 2023, and before."""
 _BLOCK = 4096
+_MAX_VALUE_BYTES = 16 << 20
+_MAX_NAME = 1 << 16
+"""Of a value that a column could make up without end, and of a name of a row."""
 _TOLD = 8
 _PID, _TID = 0xFFFFFF, 0xFFFFFF
 
@@ -64,6 +68,8 @@ class Database:
             self._connection = sqlite3.connect(uri, uri=True)
             self._connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
             self._connection.execute("PRAGMA trusted_schema=OFF")
+            if sys.version_info >= (3, 11):
+                self._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_VALUE_BYTES)
             self._columns = self._schema()
         except BAD_SQLITE as error:
             raise TraceError(f"{path}: not a readable sqlite file: {error}") from None
@@ -105,7 +111,7 @@ class Database:
             if column.startswith("name:"):
                 name = column.removeprefix("name:")
                 if name in own and "StringIds" in self._columns:
-                    chosen.append(f"s{number}.value")
+                    chosen.append(f"substr(s{number}.value, 1, {_MAX_NAME})")
                     joins.append(f'LEFT JOIN StringIds s{number} ON s{number}.id = t."{name}"')
                 else:
                     chosen.append("NULL")

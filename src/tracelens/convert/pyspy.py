@@ -19,7 +19,7 @@ from tracelens.convert._columns import Imported
 from tracelens.convert._textfile import BAD_JSON, beginning, lines, whole
 from tracelens.convert.bulktrace import fresh_trace
 from tracelens.convert.newtrace import Explain
-from tracelens.convert.pyspy_samples import Samples, bounded, frame_text, step_in
+from tracelens.convert.pyspy_samples import MAX_FRAMES, Samples, bounded, frame_text, step_in
 from tracelens.errors import TraceError
 from tracelens.storage.bulk import BulkShard
 
@@ -88,6 +88,7 @@ def convert(
         read_raw(
             lines(path, problems), samples, problems, lambda done: _tell(progress, done, total)
         )
+    problems += samples.problems()
     if not samples.samples:
         reason = problems[-1] if problems else "no line holds a stack and a count"
         raise TraceError(f"{path}: no samples: {reason}")
@@ -152,8 +153,9 @@ def read_chrome(data: bytes, samples: Samples, problems: list[str]) -> None:
         now_ns = bounded(event.ts * 1000)
         begin_ns = since.get(key, now_ns)
         if stack and now_ns > begin_ns:
-            step = next((s for _, _, s in reversed(stack) if s is not None), None)
-            texts = [text for text, _, _ in stack]
+            kept = stack[-MAX_FRAMES - 1 :]
+            step = next((s for _, _, s in reversed(kept) if s is not None), None)
+            texts = [text for text, _, _ in kept]
             thread = _THREAD.match(texts[0])
             name = f"{key[0]}/{key[1]}" if thread is None else thread[2] or thread[1]
             frames = texts if thread is None else texts[1:]

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 _MARK = re.compile(r"^(?P<before>(?:.*\.)?)tl_step_(?P<step>\d{1,18})$")
 MARK_SHOWN = "step"
 _MOST = 1 << 62
+MAX_FRAMES, _MAX_FRAME_CHARS = 1_000, 1_000
+"""A deeper stack loses its outermost frames, a longer frame its end: recursion that ran away."""
+MAX_STACK_CHARS = 128 << 20
+"""Of all distinct stacks: a small file can name a long frame, or a deep stack, time and again."""
 
 
 def frame_text(function: str, file: str = "", line: int | None = None) -> str:
@@ -67,6 +71,7 @@ class Samples:
     Attributes:
         samples: how many were taken in.
         steps: step -> ``[start, end]``, ns, where times are known.
+        left_out: samples that were too much to hold.
     """
 
     def __init__(self) -> None:
@@ -75,6 +80,9 @@ class Samples:
         self._timed = Rows(("step", "t_ns", "duration_ns", "count"), ("thread", "stack"))
         self._summed: dict[tuple[str, str, int], list[int]] = {}
         self._marked = 0
+        self.left_out = 0
+        self._stacks: dict[str, str] = {}
+        self._chars = 0
 
     def add(
         self,
@@ -99,9 +107,12 @@ class Samples:
         if not frames or count <= 0:
             return
         duration_ns, count = bounded(duration_ns), bounded(count)
+        stack = self._stack(frames)
+        if stack is None:
+            self.left_out = bounded(self.left_out + count)
+            return
         self.samples += count
         self._marked += count if step is not None else 0
-        stack = "\n".join(frames)
         number = MISSING if step is None else step
         if t_ns is None:
             sums = self._summed.setdefault((thread, stack, number), [0, 0])
@@ -113,6 +124,26 @@ class Samples:
             window = self.steps.setdefault(step, [t_ns, t_ns])
             window[0] = min(window[0], t_ns)
             window[1] = max(window[1], t_ns + duration_ns)
+
+    def problems(self) -> list[str]:
+        """Return what is to be told of samples that were left out."""
+        if not self.left_out:
+            return []
+        most = f"{MAX_STACK_CHARS >> 20} MiB"
+        return [
+            f"{self.left_out} samples are left out: distinct stacks are more than {most} of text"
+        ]
+
+    def _stack(self, frames: Sequence[str]) -> str | None:
+        """Return a stack's text, ``None`` if there are too many already."""
+        deep = len(frames) > MAX_FRAMES
+        kept = ["(outer frames left out)", *frames[-MAX_FRAMES:]] if deep else frames
+        stack = "\n".join([frame[:_MAX_FRAME_CHARS] for frame in kept])
+        known = self._stacks.get(stack)
+        if known is None and self._chars + len(stack) <= MAX_STACK_CHARS:
+            self._chars += len(stack)
+            known = self._stacks[stack] = stack
+        return known
 
     def write(self, shard: BulkShard) -> int:
         """Write the rows, and the steps whose times are known; return how many steps there are."""

@@ -15,7 +15,7 @@ from tracelens.convert._columns import Imported
 from tracelens.convert._textfile import BAD_JSON, beginning, whole
 from tracelens.convert.bulktrace import fresh_trace
 from tracelens.convert.newtrace import Explain
-from tracelens.convert.pyspy_samples import Samples, bounded, frame_text, step_in
+from tracelens.convert.pyspy_samples import MAX_FRAMES, Samples, bounded, frame_text, step_in
 from tracelens.errors import TraceError
 from tracelens.storage.bulk import BulkShard
 
@@ -104,6 +104,7 @@ def convert(
             problems.append(f"profile {profile.name!r}: unknown type {profile.type!r}, left out")
             continue
         take(_Reading(file, profile, samples, problems))
+    problems += samples.problems()
     if not samples.samples:
         raise TraceError(f"{path}: no samples{': ' + problems[0] if problems else ''}")
     with fresh_trace(out_path, force=force) as directory:
@@ -150,6 +151,7 @@ class _Reading:
 
     def add(self, stack: list[int], at: float, weight: float) -> None:
         """Take in a stack that was open for a while."""
+        stack = stack[-MAX_FRAMES - 1 :]
         texts = [self._frames[each][0] for each in stack]
         marks = [step for each in stack if (step := self._frames[each][1]) is not None]
         count = max(1, bounded(weight)) if self.profile.unit == "none" else 1
