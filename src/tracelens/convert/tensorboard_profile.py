@@ -132,7 +132,10 @@ class _Worker:
 
     def _ops(self) -> None:
         starts: dict[int, tuple[int, int]] = {}
-        wanted = {row[0] for row in self._rows("ops", "fwd_op_id") if row[0] is not None}
+        # With modules the plugin builds their backward passes from these, and fails on a module
+        # that has none (one that is frozen, or run again for a checkpoint).
+        tied = not any(kind == "module" for (kind,) in self._rows("spans", "kind"))
+        wanted = {row[0] for row in self._rows("ops", "fwd_op_id") if tied and row[0] is not None}
         threads: Counter[int] = Counter()
         for row in self._rows(
             "ops",

@@ -388,6 +388,19 @@ def test_tensorboard_says_of_the_v100_sample_what_it_says_of_the_original(tmp_pa
         assert ours[role] == pytest.approx(cost, rel=0.002, abs=20), role
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_tensorboard_reads_a_training_whose_modules_are_run_again(tmp_path: Path) -> None:
+    original = next(real("mi300_resnet_act_ckpt").glob("*.json.gz"))
+    importer_of(original)(original, tmp_path / "r.tltrace")
+    with open_trace(tmp_path / "r.tltrace") as opened:
+        tensorboard_profile.export(opened, tmp_path / "logs")
+        kernels = opened.sql("SELECT count(*) FROM kernels WHERE kind IN ('kernel', 'comm')")
+    (made,) = (tmp_path / "logs" / "r").iterdir()
+    run = read_by_tensorboard(made)
+    assert run.kernel_stat["count"].sum() == kernels[0][0]
+    assert run.has_runtime and len(run.steps_names) == 3
+
+
 RECORD = """
 import sys, torch
 from torch.utils.data import DataLoader, TensorDataset
