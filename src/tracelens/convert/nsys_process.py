@@ -371,7 +371,8 @@ def _number(value: Any) -> int:
     """
     if value is None:
         return 0
-    if value not in _INT32:
+    # Whether a float is in a range is found by counting, which never ends.
+    if not isinstance(value, int) or value not in _INT32:
         raise OverflowError
     return int(value)
 
