@@ -205,3 +205,23 @@ def test_a_snapshot_of_nonsense_is_imported_as_far_as_it_makes_sense(
     for view in ("memory", "overview"):
         assert main(["profile", str(trace), view, "--json"]) == 0
         json.loads(capsys.readouterr().out)
+
+
+def test_columns_of_other_types_are_left_out_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "a.sqlite"
+    most, least = (1 << 63) - 1, -(1 << 63)
+    rows = [("a", "b", "c", "d", "e", 0, "g", "h"), (1.5, 2.5, 1e300, b"\0", 9e18, 0, 1, 2),
+            (1, 2, 0.5, 2.5, 0, 0, 1, 1), (most, least, 1, 1, most, 0, 1, 1),
+            (-5, most, 0, 0, 0, 0, 1, 1)]  # fmt: skip
+    with closing(sqlite3.connect(file)) as connection:
+        for statement in (*META, "CREATE TABLE StringIds(id, value)", *KERNELS):
+            connection.execute(statement)
+        connection.execute("INSERT INTO StringIds VALUES(1, x'ff00'), (2, NULL), ('x', 3.5)")
+        values = "INSERT INTO CUPTI_ACTIVITY_KIND_KERNEL VALUES(?, ?, ?, ?, ?, ?, ?, ?)"
+        connection.executemany(values, rows)
+        connection.commit()
+    trace, told = imported([file], capsys)
+    assert "left out" in told
+    assert main(["profile", str(trace), "kernels", "--json"]) == 0
