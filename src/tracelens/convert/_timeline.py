@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tracelens.convert._lanes import Lanes
 from tracelens.convert._timeline_args import mark_name, op_args, op_key_args, plain
 from tracelens.convert._timeline_rows import Links, rows
+from tracelens.convert._timeline_samples import Sample, ranges
 
 if TYPE_CHECKING:
     from tracelens.events import Op
@@ -29,6 +30,8 @@ STEPS_TID = 1
 MARKS_TID = 2
 # Above any thread id of Linux (at most 2**22), so that extra lanes never collide with a thread.
 _FIRST_EXTRA_TID = 1 << 23
+SAMPLE = "sample"
+"""Category of what stack samples tell."""
 _DEVICE_KINDS = ("device_annotation",)
 
 Args = dict[str, Any]
@@ -111,7 +114,7 @@ def first_time_ns(reader: TraceReader) -> int:
         ]
         for table, name in (
             ("ops", "start_ns"), ("kernels", "start_ns"), ("spans", "start_ns"),
-            ("memory", "t_ns"), ("counters", "t_ns"),
+            ("memory", "t_ns"), ("counters", "t_ns"), ("samples", "t_ns"),
         ):  # fmt: skip
             column = reader.columns(table, [name], rank=rank).column(name)
             if len(column):
@@ -155,6 +158,7 @@ class _Rank:
         written += self._write_device(links)
         self._write_marks(marks, starts)
         self._write_counters()
+        self._write_samples()
         return written
 
     def _write_steps(self) -> None:
@@ -291,6 +295,21 @@ class _Rank:
         for at, name, device, value in self._rows("counters", "t_ns name device value"):
             label = f"{name} {device}" if device else name
             self._sink.counter(self._pid, label, "", at + self._offset_ns, value)
+
+    def _write_samples(self) -> None:
+        threads: dict[str, list[Sample]] = {}
+        for thread, stack, at, duration, step in self._rows(
+            "samples", "thread stack t_ns duration_ns step", order="t_ns"
+        ):
+            if at is not None:
+                frames = tuple(stack.split("\n"))
+                threads.setdefault(thread, []).append(Sample(at, duration, frames, step))
+        for thread, samples in threads.items():
+            for each in ranges(samples):
+                start, duration = each.start_ns + self._offset_ns, each.end_ns - each.start_ns
+                args = _filled(step=each.step, samples=each.samples)
+                what = Slice(each.frame, start, duration, SAMPLE, args)
+                self._tracks.nested(self._pid, ("samples", thread), f"{thread} (samples)", what)
 
     def _rows(self, table: str, names: str, order: str = "") -> Iterator[tuple[Any, ...]]:
         return rows(self._reader, table, names.split(), self._rank, self._steps, order)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
 from tracelens.convert._output import new_file
-from tracelens.convert._timeline import MARKS_TID, STEPS_TID, Slice, write
+from tracelens.convert._timeline import MARKS_TID, SAMPLE, STEPS_TID, Slice, write
 from tracelens.convert._timeline_rows import rows
 
 if TYPE_CHECKING:
@@ -133,7 +133,8 @@ class _Tracks:
     def slice(self, pid: int, tid: int, what: Slice) -> None:
         """Add a slice."""
         track = self._tracks.get((pid, tid))
-        if track is None or what.duration_ns is None:
+        # Samples have profiles of their own.
+        if track is None or what.duration_ns is None or what.category == SAMPLE:
             return
         source = _SOURCE.match(str(what.args.get("source", "")))
         place = (source["file"], source["line"]) if source else ("", "")

@@ -203,6 +203,33 @@ def test_a_trace_recorded_op_by_op_loads_too(tmp_path: Path) -> None:
         trace_processor.judge(tmp_path / name)
 
 
+def test_samples_that_have_times_are_ranges_that_nest(tmp_path: Path) -> None:
+    stacks = ["main\nload", "main\nload", "main\nstep\nforward", "main\nstep\nbackward", "main"]
+    with BulkShard(tmp_path / "s.tltrace") as shard:
+        shard.write("samples", {
+            # They jitter, and between the last two the thread was idle.
+            "t_ns": np.array([0, 1_000_100, 1_999_900, 3_000_000, 9_000_000]),
+            "duration_ns": np.full(5, 1_000_000), "count": np.ones(5), "thread": "MainThread",
+            "stack": stacks,
+        })  # fmt: skip
+    for module, name in ((perfetto, "a.json"), (perfetto_proto, "a.pftrace")):
+        with open_trace(tmp_path / "s.tltrace") as opened:
+            module.export(opened, tmp_path / name)
+        (rows,) = trace_processor.judge(
+            tmp_path / name,
+            "SELECT name, ts - (SELECT min(ts) FROM slice), dur, depth FROM slice"
+            " ORDER BY ts, depth",
+        )
+        assert rows == [
+            ("main", 0, 4_000_000, 0),
+            ("load", 0, 1_999_900, 1),
+            ("step", 1_999_900, 2_000_100, 1),
+            ("forward", 1_999_900, 1_000_000, 2),
+            ("backward", 3_000_000, 1_000_000, 2),
+            ("main", 9_000_000, 1_000_000, 0),
+        ]
+
+
 def test_perfetto_proto_says_which_package_is_missing(
     reader: TraceReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
