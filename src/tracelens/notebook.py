@@ -174,7 +174,7 @@ def _place(path: str | None, *, force: bool) -> str | Path:
     import shutil
     from pathlib import Path
 
-    from tracelens.session import default_path
+    from tracelens.tracepaths import default_path
 
     if path is None:
         return default_path("notebook")

@@ -19,7 +19,8 @@ from tracelens.config import Config
 from tracelens.errors import NonFiniteError, SessionError
 from tracelens.judge import reported_here
 from tracelens.serving_requests import current_request
-from tracelens.session import Session, default_path
+from tracelens.session import Session
+from tracelens.tracepaths import default_path
 
 Finding = dict[str, Any]
 

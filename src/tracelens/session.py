@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -14,16 +13,17 @@ from typing import TYPE_CHECKING, Any
 from tracelens.config import DIRECTORY, Config
 from tracelens.errors import NonFiniteError, SessionError
 from tracelens.events import STRUCTURAL
-from tracelens.judge import Judge, one_line, text
+from tracelens.judge import Judge, text
+from tracelens.lastwords import last_words
 from tracelens.observers import Observers
-from tracelens.processes import launched, place
+from tracelens.processes import place
 from tracelens.steps import Steps
+from tracelens.tracepaths import default_path
 
 if TYPE_CHECKING:
     from tracelens.backend import Backend
     from tracelens.storage.writer import ShardWriter
 
-_SUFFIX = ".tltrace"
 _REMEMBERED_EVENTS = 64
 
 _current: Session | None = None
@@ -404,18 +404,13 @@ class Session:
         """
         if self.config.quiet:
             return
-        errors = [f for f in self.judge.findings if f.get("severity") == "error"]
-        recorded = self.config.nonfinite == "record"
-        lines = []
-        if errors and recorded:
-            lines.append(one_line(errors[0]))
-        if errors and (recorded or always):
-            lines.append(f"for the first cause: tracelens why {self.path}")
-        elif always and not errors:
-            lines.append(f"nothing non-finite found; trace in {self.path}")
-        if always:
-            failed = [n for n in self._recent["note"] if n.get("kind") == "hook_failed"]
-            lines += [f"not everything was observed: {note['message']}" for note in failed[:3]]
+        lines = last_words(
+            self.judge.findings,
+            [note for note in self._recent["note"] if note.get("kind") == "hook_failed"],
+            self.path,
+            is_news=self.config.nonfinite == "record",
+            always=always,
+        )
         if lines:
             sys.stderr.write("".join(f"tracelens: {line}\n" for line in lines))
 
@@ -458,27 +453,6 @@ class Session:
         message = type(error).__name__ + (f": {lines[0][:500]}" if lines else "")
         self.note("exception", message, severity="error")
         self.observers.step_failed(error)
-
-
-def default_path(name: str | None = None) -> Path:
-    """Return a path that does not exist yet, named after the program and the time.
-
-    Ranks that one launcher started on a machine are given the same path.
-
-    Args:
-        name: the program's name; the running script's by default.
-    """
-    directory = Path(os.environ.get(DIRECTORY) or ".")
-    script = name or Path(getattr(sys.modules["__main__"], "__file__", None) or "session").stem
-    if place().world_size > 1:
-        return directory / ("-".join(filter(None, (script, *launched()))) + _SUFFIX)
-    stem = f"{script}-{time.strftime('%Y%m%d-%H%M%S')}"
-    path = directory / (stem + _SUFFIX)
-    number = 2
-    while path.exists():
-        path = directory / f"{stem}-{number}{_SUFFIX}"
-        number += 1
-    return path
 
 
 def _in_child() -> None:

@@ -20,8 +20,9 @@ import pytest
 import tracelens as tl
 from tracelens import api, discovery
 from tracelens.diagnosis import diagnose
-from tracelens.session import current, default_path
+from tracelens.session import current
 from tracelens.storage.reader import open_trace
+from tracelens.tracepaths import default_path
 
 TOY = Path(__file__).parents[1] / "toy"
 

@@ -14,7 +14,8 @@ from tracelens.cli._steps import step_range
 from tracelens.config import CAPTURES, ENGINES, NONFINITES, Config, enabled
 from tracelens.errors import NonFiniteError
 from tracelens.schedules import Schedule, steps_between
-from tracelens.session import Session, default_path
+from tracelens.session import Session
+from tracelens.tracepaths import default_path
 
 _WITH_VALUE = frozenset({"-o", "--output", "--capture", "--nonfinite", "--engine", "--steps"})
 
