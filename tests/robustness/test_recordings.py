@@ -225,3 +225,13 @@ def test_columns_of_other_types_are_left_out_and_counted(
     trace, told = imported([file], capsys)
     assert "left out" in told
     assert main(["profile", str(trace), "kernels", "--json"]) == 0
+
+
+def test_a_host_of_any_name_makes_a_trace_that_can_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "a.json"
+    name = "a\nb\x1b[31m" + "x" * 1000
+    file.write_text(json.dumps({"host_name": name, "traceEvents": kineto_events()}))
+    trace, _ = imported([file], capsys)
+    assert main(["verify", str(trace)]) == 0

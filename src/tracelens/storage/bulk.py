@@ -41,12 +41,14 @@ from tracelens.storage.rundir import CREATED_BY
 from tracelens.storage.segments import SegmentStore
 from tracelens.storage.summary import write_run_tables
 from tracelens.storage.tables import TABLES, Column, arrow_schema
+from tracelens.texts import printable
 
 __all__ = ["SEGMENT_ROWS", "BulkShard", "Coded", "Masked", "arrow_table"]
 
 SEGMENT_ROWS = 1 << 20
 """Rows of a segment at most: it bounds what a reader holds of one file."""
 
+_MAX_HOST = 255
 _IDS = {
     "ops": "op_id", "kernels": "kern_id", "spans": "span_id", "stats": "op_id",
     "collectives": "coll_id",
@@ -94,7 +96,8 @@ class BulkShard:
             shard=f"r{rank:05d}-{attempt}",
             rank=rank,
             attempt=attempt,
-            host=host or socket.gethostname(),
+            # The name may come from a foreign file; a line break in it would be refused on reading.
+            host=printable(host)[:_MAX_HOST] or socket.gethostname(),
             pid=pid or os.getpid(),
             framework=framework,
             mode="stream",
