@@ -19,9 +19,13 @@ import tempfile
 from pathlib import Path
 
 _OURS = """
-import json, resource, sys, time
+import importlib, json, pkgutil, resource, sys, time
 from pathlib import Path
-import numpy, pyarrow.parquet
+import isal.igzip, numpy, pyarrow.parquet, tracelens.analysis.profile, tracelens.convert
+for package in (tracelens.analysis.profile, tracelens.convert):
+    for found in pkgutil.iter_modules(package.__path__):
+        if package is not tracelens.convert or found.name.startswith(("kineto", "profile")):
+            importlib.import_module(f"{package.__name__}.{found.name}")
 from tracelens.analysis.profile.data import load_profile
 from tracelens.analysis.profile.overview import profile_overview
 from tracelens.importing import import_recording

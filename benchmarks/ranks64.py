@@ -71,9 +71,8 @@ def main() -> None:
             print(f"made {rows:,} rows in {time.perf_counter() - started:.1f} s")
         for verb in ("summary", "ranks"):
             times = [timed_verb(verb, trace) for _ in range(options.rounds)]
-            print(
-                f"{verb:8} DuckDB   {min(times):6.2f} s  (of {', '.join(f'{t:.2f}' for t in times)})"
-            )
+            each = ", ".join(f"{seconds:.2f}" for seconds in times)
+            print(f"{verb:8} DuckDB   {min(times):6.2f} s  (of {each})")
             if options.spark:
                 more = ["--engine", "spark"]
                 more += ["--master", options.master] if options.master else []

@@ -1,4 +1,4 @@
-"""Kineto's JSON as the columns that a live profile has: real device events where there is no GPU."""
+"""Kineto's JSON as the columns of a live profile: real device events where there is no GPU."""
 
 from __future__ import annotations
 

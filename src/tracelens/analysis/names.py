@@ -42,7 +42,7 @@ RUNNING_STATISTICS = dict.fromkeys(
     ),
     slice(3, 5),
 )
-"""Inputs that an op itself updates from its first input: bad ones beside a bad first are its doing."""
+"""Inputs that an op updates from its first input: bad ones beside a bad first are its doing."""
 
 FINITE_FILLS = words(
     "zeros zeros_like new_zeros zero ones ones_like new_ones arange range linspace logspace eye "
