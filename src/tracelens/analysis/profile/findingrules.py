@@ -79,8 +79,9 @@ def loading(split: StepsAnswer) -> Iterator[Json]:
         return
     yield finding(
         "data_loading",
-        f"The steps wait for data {percent(share)} of their time "
-        f"({duration(part.duration_ns)} in {len(split.steps)} steps).",
+        f"{'The steps wait' if split.marked else 'The host waits'} for data {percent(share)} of "
+        f"{'their' if split.marked else 'the'} time ({duration(part.duration_ns)}"
+        f"{f' in {len(split.steps)} steps' if split.marked else ''}).",
         "Load batches ahead: DataLoader(num_workers=..., pin_memory=True, persistent_workers=True,"
         " prefetch_factor=...), or tf.data's prefetch and map(num_parallel_calls=tf.data.AUTOTUNE);"
         " move costly transforms to the device or store their results.",
@@ -202,28 +203,46 @@ def recompiles(data: ProfileData, split: StepsAnswer) -> Iterator[Json]:
 
 
 def slow_steps(split: StepsAnswer) -> Iterator[Json]:
-    """Steps much longer than the others."""
+    """Steps much longer than the others; the first ones alone are the start of the program."""
     if len(split.steps) < 5 or not split.marked:
         return
     lengths = np.array([step.duration_ns for step in split.steps])
     usual = int(np.median(lengths))
-    slow = [step for step in split.steps if step.duration_ns > OUTLIER * usual]
-    if not slow:
+    slow = np.flatnonzero(lengths > OUTLIER * usual)
+    if not len(slow):
         return
-    worst = max(slow, key=lambda step: step.duration_ns)
-    lost = sum(step.duration_ns - usual for step in slow)
+    starting = slow[slow == np.arange(len(slow))]
+    later = slow[len(starting) :]
+    told = later if len(later) else starting
+    worst = split.steps[told[np.argmax(lengths[told])]]
     part = max(worst.parts, key=lambda part: part.duration_ns)
-    yield finding(
-        "slow_steps",
-        f"{len(slow)} of {len(split.steps)} steps take more than twice the median of "
-        f"{duration(usual)}; step {worst.step} takes {duration(worst.duration_ns)}, mostly "
-        f"{part.name}.",
-        "Look at that step: checkpoints, evaluation, compiling, a slow batch, garbage collection.",
-        split,
-        lost,
-        {"steps": [step.step for step in slow], "median_ns": usual},
-        step=worst.step,
-    )
+    mostly = "of which nothing was recorded" if part.name == "idle" else part.name
+    evidence = {"steps": [split.steps[at].step for at in told], "median_ns": usual}
+    longest = f"step {worst.step} takes {duration(worst.duration_ns)}, mostly {mostly}"
+    if len(later):
+        yield finding(
+            "slow_steps",
+            f"{len(later)} of {len(split.steps)} steps take more than twice the median of "
+            f"{duration(usual)}; {longest}.",
+            "Look at that step: checkpoints, evaluation, compiling, a slow batch, garbage"
+            " collection.",
+            split,
+            int((lengths[later] - usual).sum()),
+            evidence,
+            step=worst.step,
+        )
+    else:
+        first = "The first step takes" if len(told) == 1 else f"The first {len(told)} steps take"
+        yield finding(
+            "slow_start",
+            f"{first} more than twice the median of {duration(usual)}; {longest}.",
+            "It is paid once (imports, workers that start, tracing, compiling, first allocations):"
+            " leave it out of what you compare, with --steps or tl.schedule(wait=...).",
+            split,
+            None,
+            {**evidence, "excess_ns": int((lengths[told] - usual).sum())},
+            step=worst.step,
+        )
 
 
 def memory_use(data: ProfileData, split: StepsAnswer) -> Iterator[Json]:

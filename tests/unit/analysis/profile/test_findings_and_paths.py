@@ -184,9 +184,23 @@ def test_a_slow_first_step_does_not_hide_what_the_others_wait_for(
         build.span("data", "DataLoader", at, at + 60, step=step)
         build.op("aten::mm", at + 60, at + 100, step=step)
     rules = {finding["rule"]: finding for finding in profile_findings(build.load(path))}
-    assert set(rules) == {"data_loading", "slow_steps"}
+    assert set(rules) == {"data_loading", "slow_start"}
     assert "60.0 %" in rules["data_loading"]["message"]
-    assert rules["slow_steps"]["step"] == 0
+    start = rules["slow_start"]
+    assert (start["step"], start["severity"], start["gain_ns"]) == (0, "info", None)
+
+
+def test_a_slow_start_beside_a_slow_step_is_no_part_of_its_gain(
+    build: ProfileBuilder, path: Path
+) -> None:
+    at = 0
+    for step, length in enumerate([900, 100, 100, 700, 100, 100]):
+        build.step(step, at, at + length)
+        build.op("aten::mm", at, at + length, step=step)
+        at += length
+    (finding,) = profile_findings(build.load(path))
+    assert (finding["rule"], finding["step"], finding["gain_ns"]) == ("slow_steps", 3, 600)
+    assert finding["message"].startswith("1 of 6 steps")
 
 
 def test_float32_products_on_a_device_with_tensor_cores_are_a_finding(
