@@ -58,6 +58,10 @@ class _Facts(NamedTuple):
     skip: bool
 
 
+_MAX_OPTIONALS = 1024
+"""Batches of iterators that are still to be unpacked, as a rule one."""
+
+
 class _Here(threading.local):
     muted = False
 
@@ -86,6 +90,7 @@ class EagerOps:
         self._facts: dict[str, _Facts | None] = {}
         self._places: dict[int, Place] = {}
         self._here = _Here()
+        self._optionals: set[int] = set()
         self._failed: set[str] = set()
 
     def install(self) -> Callable[[], None]:
@@ -171,6 +176,8 @@ class EagerOps:
             outputs = []
         else:
             outputs = [result] if type(result) is _EagerTensor else list(result)
+        if facts.data and self._is_no_batch(kind, read, outputs):
+            return
         records, recorder = self.records, self._recorder
         if not facts.writes and not records.full:
             if facts.view:
@@ -202,6 +209,16 @@ class EagerOps:
             self._forward.remember(kind, op_id, read, outputs)
         if bad and facts.writes:
             self._wrote_bad(outputs[0], written)
+
+    def _is_no_batch(self, kind: str, read: list[Any], outputs: list[Any]) -> bool:
+        """Tell whether an op unpacks no iterator's batch: Keras' steps return their losses so."""
+        if kind == "OptionalGetValue":
+            return bool(read) and read[0]._id not in self._optionals
+        if kind == "IteratorGetNextAsOptional":
+            if len(self._optionals) >= _MAX_OPTIONALS:
+                self._optionals.clear()
+            self._optionals.update(tensor._id for tensor in outputs)
+        return False
 
     def _placed(self, read: list[Any]) -> tuple[Place, int]:
         """Return where the op stands (a backward op: where its forward op does), and that op."""

@@ -88,10 +88,18 @@ def read_variable(handle: Any, dtype: int) -> Any | None:
     The runtime copies a buffer that somebody holds before it writes to the variable.
     """
     ctx = context.context()
+    device = handle.backing_device
     try:
-        return pywrap_tfe.TFE_Py_Execute(
-            ctx._handle, handle.backing_device, "ReadVariableOp", [handle], ("dtype", dtype), 1
+        value = pywrap_tfe.TFE_Py_Execute(
+            ctx._handle, device, "ReadVariableOp", [handle], ("dtype", dtype), 1
         )[0]
+        if 0 in value.shape:
+            # One that a compiled function made and has not initialised yet reads as empty.
+            given = pywrap_tfe.TFE_Py_Execute(
+                ctx._handle, device, "VarIsInitializedOp", [handle], (), 1
+            )[0]
+            return value if given else None
+        return value
     except Exception:
         return None
 

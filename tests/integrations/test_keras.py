@@ -79,8 +79,9 @@ def test_a_nan_of_validation_is_said_to_be_one(tmp_path: Path) -> None:
 def test_a_metric_that_stays_bad_is_no_new_finding(tmp_path: Path) -> None:
     path = tmp_path / "run.tltrace"
     fit(model_of(Root()), TraceCallback(path, quiet=True), epochs=3)
-    places = {place_of(finding) for finding in Recorded(path).errors}
-    assert places == {(Path(__file__).name, line_of(Root, "# validation"))}
+    trace = Recorded(path)
+    assert [value for value in trace.scalar("val_loss") if value is not None] == ["NaN"] * 3
+    assert "val_loss" not in {finding["sink"]["name"] for finding in trace.errors}
 
 
 @pytest.mark.parametrize("method", ["evaluate", "predict"])
@@ -107,3 +108,14 @@ def test_an_exception_of_validation_ends_the_recording(tmp_path: Path, method: s
     with pytest.raises(FloatingPointError):
         model.predict(data_of(1)[0], verbose=0, callbacks=[callback])
     assert Recorded(tmp_path / "run-2.tltrace").errors
+
+
+def test_a_nan_of_a_compiled_model_that_its_first_predict_builds_has_a_line(
+    tmp_path: Path,
+) -> None:
+    model = keras.Sequential([keras.layers.Dense(2), Root()])
+    model.compile("sgd", "mse", jit_compile=True)
+    callback = TraceCallback(tmp_path / "run.tltrace", quiet=True)
+    model.predict(data_of(1)[0], verbose=0, callbacks=[callback])
+    first = Recorded(tmp_path / "run.tltrace").errors[0]
+    assert place_of(first) == (Path(__file__).name, line_of(Root, "# validation"))
