@@ -91,6 +91,10 @@ def pytest_configure(config: pytest.Config) -> None:
             raise pytest.UsageError(
                 f"{name} = {config.getini(name)!r} is not one of {', '.join(allowed)}"
             )
+    try:
+        config.getini("tracelens_inf")
+    except (ValueError, pytest.UsageError) as error:
+        raise pytest.UsageError(f"tracelens_inf: {error}: write true or false") from None
     if config.getoption("usepdb", False) and _mode(config) in ("record", "fail"):
         config.option.usepdb_cls = config.option.usepdb_cls or ("tracelens.debugger", "Debugger")
 

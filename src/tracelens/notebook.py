@@ -12,6 +12,7 @@ Every text of a trace is escaped, and what is shown holds no script.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import shlex
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -129,6 +130,8 @@ def _trace_cell(shell: Any, line: str, cell: str) -> Any:
     except ValueError as unfinished:  # a quotation that does not end
         raise _usage(str(unfinished)) from None
     options = _parser().parse_args(words)
+    if _awaits(shell, cell):
+        raise _usage("a cell that awaits cannot be traced: write with tl.trace(...) in it instead")
     path = _place(options.path, force=options.force)
     error: BaseException | None = None
     recorded: Path | None = None
@@ -153,6 +156,15 @@ def _trace_cell(shell: Any, line: str, cell: str) -> Any:
 
         display(trace)
     raise error
+
+
+def _awaits(shell: Any, cell: str) -> bool:
+    """Tell whether a cell needs the event loop that runs the notebook already."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return bool(shell.should_run_async(cell, transformed_cell=shell.transform_cell(cell)))
 
 
 def _run_quietly(shell: Any, cell: str) -> BaseException | None:

@@ -270,6 +270,9 @@ def test_without_the_plugin_its_markers_are_all_that_is_missed(watched: Director
 
 
 def test_wrong_settings_are_refused_in_one_line(watched: Directory) -> None:
+    run = watched.run(BAD, "-o", "tracelens_inf=perhaps")
+    assert run.status == 4
+    assert "tracelens_inf: invalid truth value 'perhaps'" in run.text
     run = watched.run(BAD, "-o", "tracelens_nan=sometimes")
     assert run.status == 4
     assert "tracelens_nan = 'sometimes' is not one of off, marked, record, fail" in run.text

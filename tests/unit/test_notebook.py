@@ -126,14 +126,18 @@ def test_a_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
         "import torch\n%load_ext tracelens",
         "%%trace run\nx = torch.zeros(2, requires_grad=True)\n"
         "loss = torch.sqrt(x).sum()\nloss.backward()\nx.grad.sum().item()",
+        "%%trace awaits\nimport asyncio\nawait asyncio.sleep(0)  # refused",
     ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
 
     nbclient.NotebookClient(
-        notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}
+        notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}, allow_errors=True
     ).execute()
 
     outputs = notebook.cells[1].outputs
     shown = "".join(output.get("data", {}).get("text/html", "") for output in outputs)
     assert 'class="tl"' in shown
     assert "torch.sqrt(x).sum()" in shown
+    (refused,) = notebook.cells[2].outputs
+    assert "a cell that awaits cannot be traced" in refused["text"]
+    assert not (tmp_path / "awaits.tltrace").exists()

@@ -42,6 +42,7 @@ class Report(Command):
             print_json(told)
         else:
             print(told["path"])
-            drawn = f"{len(told['charts'])} charts, verdict {told['verdict']}"
+            count = len(told["charts"])
+            drawn = f"{count} chart{'s' if count != 1 else ''}, verdict {told['verdict']}"
             print(f"tracelens: {drawn}: open it in a browser", file=sys.stderr)
         return EXIT_OK

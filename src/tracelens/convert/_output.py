@@ -61,6 +61,8 @@ def new_directory(out_path: str | os.PathLike[str], *, force: bool) -> Iterator[
 
 def refuse_existing(target: Path, *, force: bool) -> None:
     """Raise ``ConfigError`` if ``target`` may not be written as a file."""
+    if str(target) == "-":
+        raise ConfigError("- is no file: give a file name (this is not written to stdout)")
     if target.is_dir():
         raise ConfigError(f"{target} is a directory: give a file name")
     if target.exists() and not force:
