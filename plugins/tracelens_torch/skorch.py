@@ -18,14 +18,15 @@ class Events:
     epoch belong to its last step. ``partial_fit`` goes on counting where the net was.
 
     Args:
-        path: the trace directory, which must not exist yet.
+        path: the trace directory; where it exists, one beside it (``-2``, ``-3`` … in its name),
+            since scikit-learn's searches train copies of a net and its callbacks.
         **settings: those of `tracelens.trace`.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None, **settings: Any) -> None:
         self.path = path
         self.settings = settings
-        self.training = Training(path, **settings)
+        self.training = Training(path, beside=True, **settings)
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Return what makes another callback like this one (scikit-learn clones nets)."""

@@ -51,6 +51,7 @@ class Training:
     Args:
         path: the trace directory. Further trainings with the same callback go beside it, with
             ``-2``, ``-3`` … in their names.
+        beside: where the path is taken already, the first training goes beside it too.
         **settings: those of `tracelens.trace`.
 
     Raises:
@@ -60,12 +61,15 @@ class Training:
         session: what records now; ``None`` before and after.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None = None, **settings: Any) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str] | None = None, *, beside: bool = False, **settings: Any
+    ) -> None:
         tensors = settings.get("tensors")
         if isinstance(tensors, str):
             settings = {**settings, "tensors": (tensors,)}
         self._config = Config(path=trace_path(path), **settings)
         self._runs = 0
+        self._beside = beside
         self._own = False
         self._failures: set[str] = set()
         self._finite_at: dict[str, int] = {}
@@ -220,10 +224,14 @@ class Training:
 
     def _numbered(self) -> Config:
         path = self._config.path
-        if path is None or not self._runs:
+        if path is None:
             return self._config
-        name = f"{path.stem}-{self._runs + 1}{path.suffix}"
-        return dataclasses.replace(self._config, path=Path(path).with_name(name))
+        while True:
+            name = f"{path.stem}-{self._runs + 1}{path.suffix}" if self._runs else path.name
+            place = Path(path).with_name(name)
+            if not self._beside or not place.exists():
+                return dataclasses.replace(self._config, path=place)
+            self._runs += 1
 
     def _close(self) -> None:
         try:

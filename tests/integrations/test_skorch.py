@@ -95,3 +95,23 @@ def test_a_net_with_the_callback_can_be_cloned(tmp_path: Path) -> None:
     net = fit(TraceCallback(tmp_path / "run.tltrace", quiet=True))
     copy = clone(net).callbacks[0]
     assert copy.get_params() == {"path": tmp_path / "run.tltrace", "quiet": True}
+
+
+def test_a_search_over_copies_of_a_net_leaves_a_trace_of_each_training(tmp_path: Path) -> None:
+    search = pytest.importorskip("sklearn.model_selection").GridSearchCV
+    net = skorch.NeuralNetRegressor(
+        Net,
+        max_epochs=1,
+        verbose=0,
+        callbacks=[TraceCallback(tmp_path / "run.tltrace", quiet=True)],
+    )
+    x = np.random.default_rng(0).random((32, 4), dtype=np.float32)
+    search(net, {"lr": [0.01, 0.1]}, cv=2, scoring="r2").fit(x, x.sum(axis=1, keepdims=True))
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [
+        "run-2.tltrace",
+        "run-3.tltrace",
+        "run-4.tltrace",
+        "run-5.tltrace",
+        "run.tltrace",
+    ]
