@@ -92,6 +92,7 @@ class ProfileWatch:
         self._failed = False
         self._steps: list[tuple[int, int]] = []
         self._ends: list[int] = []
+        self._whole = False
         self._began_s = 0.0
         self._offset_ns = 0
         self._undo: list[Callable[[], None]] = []
@@ -103,7 +104,7 @@ class ProfileWatch:
 
         def theirs(*args: Any, **kwargs: Any) -> Any:
             watch._end_stretch()
-            watch._theirs = True
+            watch._theirs, watch._whole = True, False
             return start(*args, **kwargs)
 
         def no_longer(*args: Any, **kwargs: Any) -> Any:
@@ -127,6 +128,7 @@ class ProfileWatch:
             self._end_stretch()
         if active and not self._running:
             self._begin_stretch()
+        self._whole = self._running
         now_ns = self._session.writer.now_ns()
         if len(self._ends) < len(self._steps):  # it was given another number
             self._ends.append(now_ns)
@@ -136,6 +138,8 @@ class ProfileWatch:
         """A step has ended and its time is taken: what takes long can be done now."""
         if len(self._ends) < len(self._steps):
             self._ends.append(self._session.writer.now_ns())
+        if not self._whole:
+            self._session.clock.was_not_profiled()
         long = len(self._steps) >= STRETCH_STEPS or time.monotonic() - self._began_s > STRETCH_S
         if self._running and (long or not self._session.config.is_active(step + 1)):
             self._end_stretch()

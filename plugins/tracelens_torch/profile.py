@@ -71,6 +71,7 @@ class ProfileWatch:
         self._prepared = False
         self._theirs = False
         self._failed = False
+        self._whole = False
         self._thread = 0
         self._told: set[str] = set()
         self._undo: list[Callable[[], None]] = []
@@ -108,6 +109,7 @@ class ProfileWatch:
             self.end()
         if active and self._stretch is None:
             self._begin()
+        self._whole = self._stretch is not None
         if self._stretch is not None:
             self._stretch.begin_step(step)
 
@@ -115,6 +117,8 @@ class ProfileWatch:
         """A step has ended and its time is taken: what takes long can be done now."""
         stretch = self._stretch
         config = self._session.config
+        if not self._whole:
+            self._session.clock.was_not_profiled()
         if stretch is not None:
             stretch.end_step()
         else:
@@ -199,6 +203,7 @@ class ProfileWatch:
         self._prepared = False
         if self._stretch is not None:
             self._note("the program starts torch.profiler: TraceLens does not profile meanwhile")
+        self._whole = False
         self.end()
 
     def _note(self, message: str) -> None:

@@ -290,6 +290,11 @@ class Steps:
             self._told = told
             session.observers.begin_step(self.current)
 
+    def was_not_profiled(self) -> None:
+        """Tell, after a step has ended, that its profile is not whole: it counts in no figure."""
+        if self._ended is not None:
+            self._ended["profiled"] = False
+
     def _add(self, scalars: dict[str, Any]) -> None:
         if self._ended is not None:
             self._ended["scalars"].update(scalars)

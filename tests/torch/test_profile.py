@@ -249,6 +249,8 @@ def test_a_profiler_of_the_program_goes_first(tmp_path: Path) -> None:
     assert any(event.name == "aten::addmm" for event in theirs.events())
     steps = {step for (step,) in rows(tmp_path / "t", "SELECT step FROM ops")}
     assert steps == {0, 3}
+    with open_trace(tmp_path / "t") as reader:
+        assert load_profile(reader).steps.step.tolist() == [0, 3], "other steps are not idle"
     assert any("torch.profiler" in note for note in notes(tmp_path / "t"))
     assert torch.autograd.profiler._enable_profiler is before
     assert not torch._C._autograd._profiler_enabled()
