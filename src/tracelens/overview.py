@@ -47,7 +47,9 @@ def overview(reader: TraceReader, *, top: int = 10, engine: Engine | None = None
     slowest = engine.rows(queries.SLOWEST_STEP)
     # One pass over the ops: the rankings are sums over its groups, of which there are few.
     groups = engine.rows(queries.OPS)
-    total_ns = sum(row[7] for row in groups if row[7] is not None)
+    # A recorded op and a profiled one may be the same op: its time counts once.
+    timed = [row for row in groups if row[9]] or groups
+    total_ns = sum(row[7] for row in timed if row[7] is not None)
     return {
         "trace": {
             "path": str(reader.path),
@@ -68,12 +70,13 @@ def overview(reader: TraceReader, *, top: int = 10, engine: Engine | None = None
         },
         "ops": {
             "recorded": sum(row[5] for row in groups),
+            "profiled": sum(row[5] for row in groups if row[9]),
             "nonfinite": sum(row[8] for row in groups),
-            "duration_ns": total_ns if any(row[7] is not None for row in groups) else None,
+            "duration_ns": total_ns if any(row[7] is not None for row in timed) else None,
             "steps_with_ops": engine.rows(queries.OP_STEPS)[0][0],
         },
         "time": {
-            label: _ranking(groups, key, total_ns, top) if total_ns else []
+            label: _ranking(timed, key, total_ns, top) if total_ns else []
             for label, key in _GROUPS.items()
         },
         "scalars": _scalars(engine),

@@ -14,8 +14,11 @@ import tensorflow as tf
 from tensorflow.python.profiler import profiler_v2
 
 import tracelens as tl
+from tracelens.analysis.profile.data import load_profile
+from tracelens.analysis.profile.kernels import top_ops
 from tracelens.convert import xplane, xplane_profile
 from tracelens.events import Op, OpFlag
+from tracelens.overview import overview
 from tracelens.storage.reader import open_trace
 from tracelens_tensorflow import profile
 
@@ -93,6 +96,21 @@ def test_results_are_those_of_the_plain_program(tmp_path: Path) -> None:
         assert [float(watched(tf.constant(BATCH))) for _ in range(5)] == expected
 
 
+def test_ops_that_are_recorded_and_profiled_count_once_in_the_summary(tmp_path: Path) -> None:
+    step = make_step()
+    with tl.trace(tmp_path / "t", capture="ops", profile=True, quiet=True) as session:
+        for _ in range(3):
+            step(tf.constant(BATCH))
+            session.step()
+    with open_trace(tmp_path / "t") as reader:
+        found = overview(reader)
+        ranked = top_ops(load_profile(reader))
+    products = next(op for op in ranked if op.name.endswith("MatMul"))
+    counted = {row["name"]: row["count"] for row in found["time"]["op"]}
+    assert counted[products.name] == products.count
+    assert 0 < found["ops"]["profiled"] < found["ops"]["recorded"]
+
+
 def test_a_profiler_of_the_program_goes_first(tmp_path: Path) -> None:
     before = profiler_v2.start
     step = make_step()
@@ -108,6 +126,8 @@ def test_a_profiler_of_the_program_goes_first(tmp_path: Path) -> None:
     (theirs,) = (tmp_path / "theirs").rglob("*.xplane.pb")
     assert any("MatMul" in op.op_type for op in xplane.read(theirs.read_bytes()).ops)
     assert 0 in {op.step for op in profiled(tmp_path / "t")}
+    with open_trace(tmp_path / "t") as reader:
+        assert load_profile(reader).steps.step.tolist() == [0], "the others are not idle"
     assert profiler_v2.start is before
     with pytest.raises(tf.errors.UnavailableError):
         tf.profiler.experimental.stop()

@@ -9,6 +9,7 @@ from tracelens.cli._command import Command, add_json, add_trace
 from tracelens.cli._output import duration, print_json, print_text, table
 from tracelens.engines import add_engine_arguments, open_engine
 from tracelens.errors import EXIT_OK
+from tracelens.texts import printable
 
 
 class Summary(Command):
@@ -63,7 +64,7 @@ def _render(found: dict[str, Any]) -> str:
         lines += ["", table(["scalar", "steps", "first", "last", "min", "max"], rows)]
     for label in ("findings", "notes"):
         if found[label]:
-            lines += ["", label, *(f"  {_event(row)}" for row in found[label])]
+            lines += ["", label, *(f"  {printable(_event(row))}" for row in found[label])]
     return "\n".join(lines)
 
 
@@ -80,9 +81,12 @@ def _steps(steps: dict[str, Any]) -> str:
 
 
 def _ops(steps: dict[str, Any], ops: dict[str, Any]) -> str:
-    text = f"{ops['recorded']} recorded"
-    if steps["n_ops"]:
-        text += f" of {steps['n_ops']} that ran"
+    others = ops["recorded"] - ops["profiled"]
+    parts = [f"{ops['profiled']} profiled"] if ops["profiled"] else []
+    if others or not parts:
+        of_all = f" of {steps['n_ops']} that ran" if steps["n_ops"] else ""
+        parts.append(f"{others} recorded{of_all}")
+    text = ", ".join(parts)
     bad = steps["hits"] or ops["nonfinite"]
     return text + (f", {bad} with a non-finite output" if bad else "")
 

@@ -16,10 +16,13 @@ _BORN = f"{_BAD} AND (flags & 48) = 0"
 
 OPS = f"""
     SELECT name, module, phase, file, line, count(*) AS n, count(duration_ns) AS timed,
-           sum(duration_ns) AS duration_ns, count(*) FILTER (WHERE {_BAD}) AS bad
+           sum(duration_ns) AS duration_ns, count(*) FILTER (WHERE {_BAD}) AS bad,
+           (flags & 4096) <> 0 AS profiled
     FROM ops WHERE {_LEAVES}
-    GROUP BY name, module, phase, file, line"""
-"""What ran, once over all ops: every ranking of ``summary`` is a sum over these rows."""
+    GROUP BY name, module, phase, file, line, (flags & 4096) <> 0"""
+"""What ran, once over all ops: every ranking of ``summary`` is a sum over these rows. 4096 is
+OpFlag.PROFILED: where a trace holds the same ops as recorded, too, the profiled ones have the
+times."""
 
 OP_STEPS = f"SELECT count(DISTINCT step) AS steps FROM ops WHERE {_LEAVES}"
 

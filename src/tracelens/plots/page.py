@@ -152,8 +152,9 @@ def _facts(reader: TraceReader, seen: dict[str, Any]) -> str:
     count = f"{steps['count']:,}" if steps["count"] else "none marked"
     if steps["median_duration_ns"] is not None:
         count += f", median {duration(steps['median_duration_ns'])}"
-    recorded = f"{ops['recorded']:,} recorded"
-    if steps["n_ops"]:
+    profiled, others = ops["profiled"], ops["recorded"] - ops["profiled"]
+    recorded = f"{others:,} recorded" if others or not profiled else f"{profiled:,} profiled"
+    if steps["n_ops"] and others:
         recorded += f" of {steps['n_ops']:,} that ran"
     facts = [
         ("started", f"{started:%Y-%m-%d %H:%M:%S} UTC"),
