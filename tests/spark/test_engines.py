@@ -225,3 +225,11 @@ def test_masters_that_cannot_be_checked_are_refused(trace: Path) -> None:
         trace, "spark", master="sc://host:15002"
     ):  # fmt: skip
         pass
+
+
+@pytest.mark.parametrize("master", ["bogus", "localhost:7077", "http://head:8080"])
+def test_what_is_no_master_is_told_in_one_line(trace: Path, master: str) -> None:
+    with pytest.raises(ConfigError, match="no Spark master"), open_engine(
+        trace, "spark", master=master
+    ):  # fmt: skip
+        pass

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from tracelens.storage.sql import Row
 
 _AGAIN_S = 0.2
+_MASTER = re.compile(r"local(\[.*\]|-cluster\[.*\])?$|spark://.|k8s://.|yarn$")
 _SETTINGS = {
     "spark.app.name": "tracelens",
     "spark.ui.enabled": "false",
@@ -149,6 +151,12 @@ class SparkEngine:
             raise ConfigError(
                 f"{master}: Spark Connect cannot be asked what a query would read; "
                 "use a master such as local[2], spark://host:7077 or yarn"
+            )
+        if not _MASTER.match(master):
+            # Java would tell with a traceback, before anything here can catch it.
+            raise ConfigError(
+                f"{master!r} is no Spark master: use one such as local[2], spark://host:7077, yarn "
+                "or k8s://https://host:443"
             )
         try:
             from pyspark.sql import SparkSession
