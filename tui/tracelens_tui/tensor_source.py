@@ -122,7 +122,7 @@ def stats_of(target: Target) -> Stats | None:
 def _stored(row: Json) -> Target:
     try:
         sizes = json.loads(row["shape"])
-    except ValueError:
+    except (ValueError, RecursionError):
         sizes = None
     sizes = sizes if isinstance(sizes, list) else None
     return Target(str(row["name"]), f"{dtype(row['dtype'])} {shape(sizes)}", row["step"], None, row)

@@ -40,7 +40,7 @@ def _overview(found: Json, options: argparse.Namespace) -> str:
     if found["ops"]:
         lines += ["", _op_table(found["ops"])]
     for peak in found["memory"]:
-        lines += ["", f"memory  {peak['device']}: peak {size(peak['peak_bytes'])}"]
+        lines += ["", f"memory  {printable(peak['device'])}: peak {size(peak['peak_bytes'])}"]
     lines += ["", _findings(found, options)]
     return "\n".join(lines)
 

@@ -87,7 +87,7 @@ def memory(found: Json, options: argparse.Namespace) -> str:
     for device in found["devices"]:
         step = f" in step {device['peak_step']}" if device["peak_step"] >= 0 else ""
         lines.append(
-            f"{device['device']}: peak {size(device['peak_bytes'])}{step} at "
+            f"{printable(device['device'])}: peak {size(device['peak_bytes'])}{step} at "
             f"{duration(device['peak_ns'])}; {size(device['end_bytes'])} at the end; "
             f"{device['allocations']} allocations, {device['frees']} frees"
         )

@@ -32,5 +32,6 @@ class Why(Command):
         if options.json:
             print_json(why)
         else:
-            print_text(render(why, color=wants_color()))
+            color = wants_color()
+            print_text(render(why, color=color), styled=color)
         return EXIT_FINDINGS if why["verdict"] == "non-finite" else EXIT_OK

@@ -384,6 +384,6 @@ def _parsed(text: str | None) -> Args:
         return {}
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {"args": text}
     return found if isinstance(found, dict) else {"args": found}

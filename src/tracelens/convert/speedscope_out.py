@@ -84,6 +84,9 @@ class _Frames:
         return found
 
 
+_MOST_NS = (1 << 63) - 1
+
+
 class _Track:
     """What opens and closes on one track, in order of time."""
 
@@ -107,7 +110,7 @@ class _Track:
     def _event(self, frame: int, at_ns: int) -> None:
         # Frame numbers are 0 and above, so that the complement of one tells its end.
         self.frames.append(frame)
-        self.times.append(at_ns)
+        self.times.append(max(-_MOST_NS, min(at_ns, _MOST_NS)))
 
 
 class _Tracks:

@@ -123,7 +123,7 @@ def _sizes(shapes: str | None) -> list[list[int]]:
     """Return the output sizes in an op's JSON; what is no list of sizes is left out."""
     try:
         told = json.loads(shapes or "[]")
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     return [
         sizes

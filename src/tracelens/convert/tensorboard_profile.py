@@ -285,7 +285,7 @@ def _sizes(text: str | None) -> list[int] | None:
 def _parsed(text: str | None) -> Any:
     try:
         return json.loads(text) if text else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

@@ -30,7 +30,7 @@ class AnswerScreen(ModalScreen[None]):
     def compose(self) -> ComposeResult:
         """Lay out the lines."""
         with VerticalScroll(id="answer-page") as page:
-            page.border_title = self._title or "esc closes"
+            page.border_title = Text(self._title or "esc closes")
             yield Static(Text("\n".join(self._lines), no_wrap=True, overflow="ellipsis"))
 
     def action_scroll(self, lines: int) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
+from rich.text import Text
 from textual import on
 from textual.binding import Binding, BindingType
 from textual.widget import Widget
@@ -119,7 +120,7 @@ class CompareScreen(TraceScreen):
         self._rows = PairRows(
             model.pages, other, blocks_of(left, right), self.app.call_later, table.resized
         )
-        table.border_title = (
+        table.border_title = Text(
             f"{fit(safe(model.path.name), 40)}  |  {fit(safe(path.name), 40)}   = ≈ ≠ ≁ ‹ ›"
         )
         table.show(self._rows, empty="neither trace holds an op")

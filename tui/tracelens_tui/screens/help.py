@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
 
 from rich.table import Table
@@ -9,6 +10,7 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
+from textual.content import Content
 from textual.screen import ModalScreen, Screen
 from textual.widget import Widget
 from textual.widgets import Markdown, Static
@@ -34,7 +36,7 @@ class HelpScreen(ModalScreen[None]):
         """Lay out the page."""
         with VerticalScroll(id="help-page") as page:
             page.border_title = "help — esc closes"
-            title = getattr(self._focused, "border_title", None) or "this pane"
+            title = _plain(getattr(self._focused, "border_title", None) or "this pane")
             text = getattr(self._focused, "HELP", None) or getattr(self._screen, "HELP", "")
             if text:
                 words = " ".join(text.split())
@@ -81,3 +83,8 @@ def _table(title: str, rows: list[tuple[str, str]]) -> Table:
             cells += [Text(key, "bold"), Text(meaning)]
         table.add_row(*cells)
     return table
+
+
+def _plain(title: str) -> str:
+    """Return a title, which is markup, as a text that Markdown shows as it is."""
+    return re.sub(r"([^\w\s])", r"\\\1", Content.from_markup(title).plain)

@@ -33,7 +33,7 @@ class OutputScreen(ModalScreen[None]):
     def compose(self) -> ComposeResult:
         """Lay out the text."""
         with VerticalScroll(id="answer-page") as page:
-            page.border_title = f"output: {self._program.log.name} — esc closes"
+            page.border_title = Text(f"output: {self._program.log.name} — esc closes")
             yield Static(id="output-text")
 
     def on_mount(self) -> None:

@@ -111,7 +111,7 @@ class ProfileScreen(TraceScreen):
         except TraceLensError as error:
             self.tracelens.say(str(error), severity="error")
             return
-        table.border_title = view.summary or name
+        table.border_title = Text(view.summary or name)  # a plain string would be read as markup
         table.show_view(view)
         self._tell()
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import ClassVar
 
+from rich.text import Text
 from textual import on
 from textual.binding import Binding, BindingType
 from textual.widget import Widget
@@ -62,7 +63,7 @@ class RunsScreen(TraceScreen):
         """List what is there."""
         super().on_mount()
         table = self.query_one(RunsTable)
-        table.border_title = fit(str(self.tracelens.directory), 70, keep_end=True)
+        table.border_title = Text(fit(str(self.tracelens.directory), 70, keep_end=True))
         table.add_class("pane")
         table.focus()
         self.action_look_again()

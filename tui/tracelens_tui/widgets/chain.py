@@ -120,7 +120,8 @@ class WhyPane(Vertical):
     def show(self, finding: Json) -> None:
         """Show a finding."""
         chain = self.query_one(ChainTable)
-        chain.border_title = f"why: {safe(finding.get('message') or finding.get('rule') or '')}"
+        message = safe(finding.get("message") or finding.get("rule") or "")
+        chain.border_title = Text(f"why: {message}")
         chain.show_links(links_of(finding))
         first = finding.get("first_cause")
         cause = first if isinstance(first, Mapping) else {}

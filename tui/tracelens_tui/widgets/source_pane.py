@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from rich.segment import Segment
 from rich.style import Style
+from rich.text import Text
 from textual.binding import Binding, BindingType
 from textual.geometry import Size
 from textual.scroll_view import ScrollView
@@ -64,11 +65,10 @@ class SourcePane(ScrollView, can_focus=True):
         self._file = file
         self._line = line
         self._name = name
-        self.border_title = (
-            f"{fit(safe(self._name), 60, keep_end=True)}:{line}" if self._name else "no source"
-        )
+        title = f"{fit(safe(self._name), 60, keep_end=True)}:{line}" if self._name else "no source"
         if file.problem and self._name:
-            self.border_title += "  (not here)"
+            title += "  (not here)"
+        self.border_title = Text(title)
         self.virtual_size = Size(self.size.width, max(1, self._height()))
         if self._rows_are_lines():
             top = line - 1 - self.size.height // 2

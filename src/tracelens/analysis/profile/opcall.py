@@ -94,7 +94,7 @@ class OpCall:
         """Return a scalar argument that is a list of whole numbers, or one of them."""
         try:
             found = json.loads(self.value(at))
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         if type(found) is int:
             return [found]
@@ -148,6 +148,6 @@ def broadcast(shapes: list[Shape]) -> Shape:
 def _list(text: str) -> list[Any]:
     try:
         found = json.loads(text) if text else []
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     return found if isinstance(found, list) else []
