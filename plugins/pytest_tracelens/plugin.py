@@ -109,9 +109,19 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
     """Begin to watch a test before its fixtures are made."""
-    policy = _policy_of(item)
-    if policy is None:
+    asked = _asked_of(item)
+    if asked is None:
         return (yield)
+    from pytest_tracelens.policy import Policy
+
+    refused = ""
+    try:
+        policy = Policy.of(item.config, **asked)
+    except pytest.UsageError as error:
+        refused = str(error)
+    if refused:
+        yield  # what other plugins prepare is torn down by them
+        pytest.fail(refused, pytrace=False)
     item.stash[_policy_key] = policy
     watch = _watch_of(item.config)
     watch.begin(item, policy)
@@ -147,7 +157,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """Stop watching while tests that are not watched run."""
     watch = item.config.stash.get(_watch_key, None)
-    if watch is not None and (nextitem is None or _policy_of(nextitem) is None):
+    if watch is not None and (nextitem is None or _asked_of(nextitem) is None):
         watch.rest()
 
 
@@ -207,8 +217,8 @@ def _mode(config: pytest.Config) -> str:
     return str(config.getoption("nan") or config.getini("tracelens_nan"))
 
 
-def _policy_of(item: pytest.Item) -> Policy | None:
-    """Return how to watch a test, ``None`` if it is not to be watched."""
+def _asked_of(item: pytest.Item) -> dict[str, Any] | None:
+    """Return what a `Policy` is made of, ``None`` if the test is not to be watched."""
     mode = _mode(item.config)
     if mode == "off":
         return None
@@ -219,11 +229,9 @@ def _policy_of(item: pytest.Item) -> Policy | None:
     enforced = (marker is not None or mode == "fail") and not meant
     if not (enforced or asked or kept or (mode == "record" and not meant)):
         return None
-    from pytest_tracelens.policy import Policy
-
-    return Policy.of(
-        item.config, None if meant else marker, fails=enforced, trace=kept, meant=meant
-    )
+    return {
+        "marker": None if meant else marker, "fails": enforced, "trace": kept, "meant": meant,
+    }  # fmt: skip
 
 
 def _watch_of(config: pytest.Config) -> Watch:

@@ -126,4 +126,8 @@ def _arguments(marker: pytest.Mark | None) -> Mapping[str, Any]:
             f"no_nan takes inf=, ignore= and backward= only, not "
             f"{', '.join([*map(repr, marker.args), *sorted(unknown)])}"
         )
+    ignore = marker.kwargs.get("ignore", ())
+    patterns = ignore if isinstance(ignore, list | tuple) else (ignore,)
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise pytest.UsageError(f"no_nan: ignore= is a pattern or a list of them, not {ignore!r}")
     return marker.kwargs

@@ -360,6 +360,7 @@ class Watch:
     def _fail(self, verdict: Verdict) -> None:
         __tracebackhide__ = True
         if self._stops:
+            self._told = f"{verdict.sentence}; the line has run, so its variables are gone"
             traces.raise_at(verdict.findings[0], verdict.sentence)
         pytest.fail(verdict.sentence, pytrace=False)
 

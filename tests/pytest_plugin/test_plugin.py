@@ -276,8 +276,18 @@ def test_wrong_settings_are_refused_in_one_line(watched: Directory) -> None:
     run = watched.run(BAD, "-o", "tracelens_nan=sometimes")
     assert run.status == 4
     assert "tracelens_nan = 'sometimes' is not one of off, marked, record, fail" in run.text
-    wrong = "import pytest\n@pytest.mark.no_nan(infs=1)\ndef test_a(): pass"
-    assert "no_nan takes inf=, ignore= and backward= only, not infs" in watched.run(wrong).text
+    wrong = """
+        import pytest
+        def test_fine(): pass
+        @pytest.mark.no_nan(infs=1)
+        def test_a(): pass
+        @pytest.mark.no_nan(ignore=5)
+        def test_b(): pass
+    """
+    run = watched.run(wrong)
+    assert "no_nan takes inf=, ignore= and backward= only, not infs" in run.text
+    assert "no_nan: ignore= is a pattern or a list of them, not 5" in run.text
+    assert "1 passed, 2 errors" in run.text and "During handling" not in run.text
 
 
 def test_hypothesis_shrinks_to_one_report(watched: Directory) -> None:
