@@ -191,6 +191,12 @@ def test_what_people_ask_is_answered_alike(duck: Engine, spark: Engine, sql: str
     assert ours.truncated == theirs.truncated
 
 
+@pytest.mark.parametrize("name", ["env:PATH", "system:user.home", "spark.driver.host"])
+def test_a_query_reads_no_environment_and_no_settings(spark: Engine, name: str) -> None:
+    asked = f"${{{name}}}"
+    assert spark.select(f"SELECT '{asked}'", limit=1, timeout_s=30).rows == [(asked,)]
+
+
 def test_a_query_that_takes_too_long_is_stopped(spark: Engine) -> None:
     slow = "SELECT count(*) FROM range(9000000000) AS a JOIN range(9000000000) AS b ON a.id < b.id"
     with pytest.raises(QueryRefused, match="stopped after"):

@@ -39,6 +39,8 @@ _SETTINGS = {
     "spark.ui.showConsoleProgress": "false",
     "spark.log.level": "ERROR",
     "spark.sql.runSQLOnFiles": "false",
+    # "${env:NAME}" in a query would be replaced by what this process's environment holds.
+    "spark.sql.variable.substitute": "false",
     "spark.sql.session.timeZone": "UTC",
     "spark.sql.parquet.enableVectorizedReader": "true",
     "spark.hadoop.parquet.page.verify-checksum.enabled": "true",
@@ -170,7 +172,8 @@ class SparkEngine:
             # A program's own session keeps its settings; views of ours are in a session beside it.
             self._shared = True
             session = active.newSession()
-            session.conf.set("spark.sql.runSQLOnFiles", "false")
+            for key in ("spark.sql.runSQLOnFiles", "spark.sql.variable.substitute"):
+                session.conf.set(key, "false")
             return session
         if not (shutil.which("java") or os.environ.get("JAVA_HOME")):
             raise ConfigError("Spark needs Java 17 or later: install it, or set JAVA_HOME")
