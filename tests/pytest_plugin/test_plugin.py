@@ -243,7 +243,7 @@ def test_xdist_tells_the_same(watched: Directory) -> None:
           "-o", "tracelens_inf=no", "--nan-inf"), {"test_nan", "test_inf", "test_marked"}),
         (("--nan=fail", "--tracelens-backend=tensorflow"), set()),
     ],
-    ids=" ".join,
+    ids=lambda words: " ".join(sorted(words) if isinstance(words, set) else words),
 )  # fmt: skip
 def test_options_and_ini_say_what_fails(
     watched: Directory, arguments: tuple[str, ...], failing: set[str]
