@@ -13,7 +13,10 @@ from numpy.typing import NDArray
 _STEP = re.compile(r"ProfilerStep\s*#\s*(\d{1,18})$")
 _LOADER = re.compile(r"enumerate\(DataLoader\)|DataLoader\b|\[DataLoader\]")
 _OPTIMIZER = re.compile(r"Optimizer\.(step|zero_grad)#")
-_BACKWARD = "autograd::engine::evaluate_function"
+# Since 2022 the engine's own range; before, the function it ran: "MulBackward0", "ViewBackward".
+_BACKWARD = re.compile(
+    r"autograd::engine::evaluate_function|torch::autograd::|[A-Z]\w*Backward\d*$"
+)
 _MODULE = "nn.Module: "
 _FRAME = re.compile(r"(.+)\((\d{1,9})\): (.*)$", re.DOTALL)
 _COMM = re.compile(r"nccl|rccl", re.IGNORECASE)
@@ -72,7 +75,7 @@ class Names:
             np.array([int(found[1]) if found else -1 for found in steps], dtype=np.int64),
             _marks(bool(_LOADER.match(text)) for text in texts),
             _marks(bool(_OPTIMIZER.match(text)) for text in texts),
-            _marks(text.startswith(_BACKWARD) for text in texts),
+            _marks(bool(_BACKWARD.match(text)) for text in texts),
             _marks(text.startswith(_MODULE) for text in texts),
             _marks(bool(_COMM.search(text)) for text in texts),
         )

@@ -10,7 +10,7 @@ links, steps, phases, lines and modules from here.
   of the op around it. Its module is the innermost module's call around it.
 - A phase is that of the innermost mark around: an engine's function or an op with a forward thread
   is ``backward``, ``Optimizer.step#…`` is ``optimizer``, ``enumerate(DataLoader)…`` is ``data``;
-  without any it is ``forward``.
+  without any it is ``forward``, or on a thread of the autograd engine ``backward``.
 - Device work belongs to the innermost op around the call with its correlation id, else to the op
   with its external id, and to the step in which that was called, else in which it ran.
 """
@@ -202,7 +202,24 @@ class Nested:
         backward[self.op_places] = self._ops.forward_thread[self.fact[self.op_places]] > 0
         mark[(backward | names.backward[self.name]) & self.is_op] = _BACKWARD
         around = nearest(self.parent, mark > 0)
-        return np.where(mark > 0, mark, np.where(around >= 0, mark[around], _FORWARD))
+        mark = np.where(mark > 0, mark, np.where(around >= 0, mark[around], 0)).astype(np.uint8)
+        mark[self._on_engine_thread(mark)] = _BACKWARD
+        return np.where(mark > 0, mark, _FORWARD)
+
+    def _on_engine_thread(self, mark: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """Return what has no mark and runs on a thread of the autograd engine.
+
+        Such a thread runs backward ops, and nothing that only the program's own thread does: data,
+        optimizers, steps, forward ops that are differentiated. Engines before 2022 have no marks
+        of their own, and gradients are added up there; DDP copies them to its buckets.
+        """
+        forward = self.forward()
+        source = np.zeros(len(self), dtype=np.bool_)
+        source[forward[forward >= 0]] = True
+        steps = (self.kind == ANNOTATION) & (self._texts.names.step[self.name] >= 0)
+        others = ((mark == 0) & source) | (mark == _DATA) | (mark == _OPTIMIZER) | steps
+        threads = np.setdiff1d(self.thread[mark == _BACKWARD], self.thread[others])
+        return (mark == 0) & np.isin(self.thread, threads)
 
     def frames(self) -> Codes:
         """Return the number of the user's frame at each place, -1 for none."""

@@ -359,3 +359,52 @@ def test_a_rank_is_told_by_the_name_of_a_file_that_does_not_say_it(tmp_path: Pat
     reader, result = imported(*files)
     assert (reader.ranks(), result.problems) == ([2, 4], ())
     assert main(["verify", str(reader.path)]) == 0
+
+
+def phases_of(reader: Any) -> dict[str, str]:
+    """Return the phase of each op by its name."""
+    return dict(rows(reader, "SELECT name, phase FROM ops"))
+
+
+def test_what_a_thread_of_the_engine_runs_is_backward_without_a_mark_too(tmp_path: Path) -> None:
+    engine = {"pid": 100, "tid": 200}
+    events = [
+        ran("aten::mm", 0, 10, **{"Sequence number": 5, "Fwd thread id": 0}),
+        ran("MmBackward0", 20, 10, where=engine, **{"Sequence number": 5, "Fwd thread id": 1}),
+        ran("torch.distributed.ddp.reducer::copy_bucket_to_grad", 40, 10, where=engine),
+        ran("aten::copy_", 42, 5, where=engine),
+        ran("aten::add", 60, 10),
+    ]
+    reader, _ = imported(written(tmp_path / "a.json", events))
+    phases = phases_of(reader)
+    assert phases["torch.distributed.ddp.reducer::copy_bucket_to_grad"] == "backward"
+    assert phases["aten::copy_"] == phases["MmBackward0"] == "backward"
+    assert phases["aten::mm"] == phases["aten::add"] == "forward"
+
+
+def test_a_program_that_differentiates_on_its_own_thread_keeps_its_forward_ops(
+    tmp_path: Path,
+) -> None:
+    events = [
+        ran("aten::mm", 0, 10, **{"Sequence number": 5, "Fwd thread id": 0}),
+        ran("aten::mul", 12, 5),
+        ran("MmBackward0", 20, 10, **{"Sequence number": 5, "Fwd thread id": 1}),
+    ]
+    reader, _ = imported(written(tmp_path / "a.json", events))
+    assert phases_of(reader) == {
+        "aten::mm": "forward", "aten::mul": "forward", "MmBackward0": "backward"
+    }  # fmt: skip
+
+
+def test_functions_of_the_engine_are_backward_where_nothing_numbers_them(tmp_path: Path) -> None:
+    engine = {"pid": 100, "tid": 200}
+    events = [
+        ran("aten::relu", 0, 10),
+        ran("ReluBackward1", 20, 10, where=engine),
+        ran("aten::threshold_backward", 22, 5, where=engine),
+        ran("torch::autograd::AccumulateGrad", 40, 10, where=engine),
+    ]
+    reader, _ = imported(written(tmp_path / "a.json", events))
+    phases = phases_of(reader)
+    assert phases.pop("aten::relu") == "forward"
+    assert set(phases.values()) == {"backward"}
