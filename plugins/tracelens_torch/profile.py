@@ -66,6 +66,7 @@ class ProfileWatch:
         self._session = session
         self.owners = Owners(session, modules)
         self._devices = _devices()
+        self._unnamed = list(self._devices)
         self._activities = {ProfilerActivity.CPU, *(_ACTIVITIES[each] for each in self._devices)}
         self._stretch: Stretch | None = None
         self._prepared = False
@@ -147,6 +148,7 @@ class ProfileWatch:
             for device in self._devices:
                 # What still runs would be missing: torch.profiler waits for it too.
                 getattr(torch, device).synchronize()
+            self._name_devices()
             with _quiet():
                 result = _disable_profiler()
             torch_profiler._run_on_profiler_stop()
@@ -205,6 +207,18 @@ class ProfileWatch:
             self._note("the program starts torch.profiler: TraceLens does not profile meanwhile")
         self._whole = False
         self.end()
+
+    def _name_devices(self) -> None:
+        """Tell which devices these are, once: their limits are known by name."""
+        unnamed, self._unnamed = self._unnamed, []
+        for kind in unnamed:
+            module = getattr(torch, kind)
+            names = (module.get_device_name(index) for index in range(module.device_count()))
+            for name in dict.fromkeys(names):
+                message, step = f"device: {name}", self._session.current_step
+                self._session.event(
+                    "note", kind="device", name=name, severity="info", message=message, step=step
+                )
 
     def _note(self, message: str) -> None:
         if message not in self._told:

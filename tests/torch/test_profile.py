@@ -234,6 +234,18 @@ def test_activations_are_what_a_backward_pass_finds(tmp_path: Path) -> None:
     assert rows(tmp_path / "t", "SELECT count(*) FROM memory WHERE owner = 'temporary'")[0][0] > 0
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="it takes a GPU")
+def test_the_device_is_named_for_the_roofline(tmp_path: Path) -> None:
+    weight = torch.randn(64, 64, device="cuda", requires_grad=True)
+    with tl.trace(tmp_path / "t", profile=True, quiet=True) as session:
+        for _ in range(2):
+            (weight @ weight).sum().backward()
+            session.step()
+    with open_trace(tmp_path / "t") as reader:
+        named = [note["name"] for note in reader.notes() if note["kind"] == "device"]
+    assert named == [torch.cuda.get_device_name(0)]
+
+
 def test_a_profiler_of_the_program_goes_first(tmp_path: Path) -> None:
     before = torch.autograd.profiler._enable_profiler
     training = Training()

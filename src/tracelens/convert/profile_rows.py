@@ -219,7 +219,8 @@ class Nested:
         steps = (self.kind == ANNOTATION) & (self._texts.names.step[self.name] >= 0)
         others = ((mark == 0) & source) | (mark == _DATA) | (mark == _OPTIMIZER) | steps
         threads = np.setdiff1d(self.thread[mark == _BACKWARD], self.thread[others])
-        return (mark == 0) & np.isin(self.thread, threads)
+        engine: NDArray[np.bool_] = (mark == 0) & np.isin(self.thread, threads)
+        return engine
 
     def frames(self) -> Codes:
         """Return the number of the user's frame at each place, -1 for none."""
