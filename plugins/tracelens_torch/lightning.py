@@ -83,6 +83,15 @@ class Events:
             self.training.late(self._logged(trainer))
             self.training.end_aside()
 
+    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
+        """`Trainer.test` begins its batches."""
+        self.training.begin_aside("the test")
+
+    def on_test_end(self, trainer: Any, pl_module: Any) -> None:
+        """`Trainer.test` ended; a bad loss of its own is found here."""
+        self.training.late(self._logged(trainer))
+        self.training.end_aside()
+
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Means over the epoch are scalars of its last step."""
         self.training.late(self._logged(trainer))

@@ -231,3 +231,46 @@ def test_the_callback_travels_to_other_processes(tmp_path: Path) -> None:
     copy = pickle.loads(pickle.dumps(callback))
     assert isinstance(copy, lightning.pytorch.Callback)
     fit(tmp_path / "elsewhere", TraceCallback(tmp_path / "b.tltrace", quiet=True), max_epochs=1)
+
+
+@pytest.mark.parametrize(("method", "during"), [("validate", "validation"), ("test", "the test")])
+def test_a_bad_loss_outside_of_a_training_is_found(
+    tmp_path: Path, method: str, during: str
+) -> None:
+    class Evaluated(lightning.pytorch.LightningModule):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("loss", torch.log(-batch[0].mean()))  # here
+
+        test_step = validation_step
+
+    path = tmp_path / "run.tltrace"
+    trainer = lightning.pytorch.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        callbacks=[TraceCallback(path, quiet=True)],
+    )
+    getattr(trainer, method)(Evaluated(), loader(1), verbose=False)
+    (finding,) = Recorded(path).errors
+    assert place_of(finding) == (Path(__file__).name, line_of(Evaluated))
+    assert finding["sink"]["during"] == during
+
+
+def test_a_nan_of_the_loader_names_the_users_line(tmp_path: Path) -> None:
+    path = tmp_path / "run.tltrace"
+    x = torch.rand(16, 4)
+    x[9, 2] = torch.nan
+    trainer = lightning.pytorch.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        callbacks=[TraceCallback(path, quiet=True)],
+    )
+    data = DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), batch_size=8)
+    trainer.fit(Regression(), data)  # drawn here
+    expected = line_of(test_a_nan_of_the_loader_names_the_users_line, "# drawn")
+    finding = Recorded(path).errors[0]
+    assert (finding["step"], place_of(finding)) == (1, (Path(__file__).name, expected))
