@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,9 @@ def view(
     Raises:
         TraceError: the trace cannot be opened.
     """
+    # The package is part of every installation, the toolkit it is drawn with is not.
+    if find_spec("textual") is None:
+        raise TraceLensError("it needs Textual: pip install 'tracelens-toolkit[tui]'")
     if serve is not None:
         try:
             from tracelens_tui.serve import serve as serve_at
