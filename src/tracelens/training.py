@@ -64,6 +64,10 @@ class Training:
     def __init__(
         self, path: str | os.PathLike[str] | None = None, *, beside: bool = False, **settings: Any
     ) -> None:
+        known = [field.name for field in dataclasses.fields(Config) if field.name != "path"]
+        unknown = next((name for name in settings if name not in known), None)
+        if unknown is not None:
+            raise TypeError(f"TraceCallback has no setting {unknown!r}, but {', '.join(known)}")
         tensors = settings.get("tensors")
         if isinstance(tensors, str):
             settings = {**settings, "tensors": (tensors,)}

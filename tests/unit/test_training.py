@@ -85,6 +85,11 @@ def test_only_numbers_ride_along(tmp_path: Path) -> None:
     assert training.numbers(values) == {"a": 1.0, "f": 2.5}
 
 
+def test_an_unknown_setting_is_named_with_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="no setting 'captures', but capture, nonfinite"):
+        Training(tmp_path / "run.tltrace", captures="ops")
+
+
 def test_a_failing_hook_is_a_note(tmp_path: Path) -> None:
     training = Training(tmp_path / "run.tltrace", quiet=True)
     training.begin()
