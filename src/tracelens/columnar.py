@@ -67,10 +67,17 @@ class Table:
             ConfigError: there is no such column, or the table has no steps.
             QueryRefused: ``where`` is no condition.
         """
+        if isinstance(columns, str):
+            raise ConfigError(f"columns is a list of names: write [{columns!r}]")
         names = list(self.columns if columns is None else columns)
         for name in names:
             if name not in self.columns:
-                raise ConfigError(f"the table {self.name} has no column {name!r}")
+                known = ", ".join(self.columns)
+                raise ConfigError(f"the table {self.name} has no column {name!r}: it has {known}")
+        if steps is not None and not _is_range(steps):
+            raise ConfigError(
+                f"steps={steps!r}: write (first, one after the last), or None for open"
+            )
         if steps is None and self._step is not None:
             steps = (self._step, self._step + 1)
         if steps is not None and "step" not in self.columns:
@@ -130,6 +137,11 @@ class Table:
 
     def __repr__(self) -> str:
         return f"<Table {self.name!r}: {len(self)} rows, {len(self.columns)} columns>"
+
+
+def _is_range(steps: object) -> bool:
+    ends = steps if isinstance(steps, tuple | list) else ()
+    return len(ends) == 2 and all(end is None or hasattr(end, "__index__") for end in ends)
 
 
 def need(library: str) -> None:

@@ -66,6 +66,9 @@ def test_a_condition_gives_the_types_that_a_plain_read_gives(trace: Trace) -> No
     ("error", "words"),
     [
         (ConfigError, {"columns": ["nme"]}),
+        (ConfigError, {"columns": "name"}),
+        (ConfigError, {"steps": 3}),
+        (ConfigError, {"steps": ("a", 2)}),
         (QueryRefused, {"where": "nme > 3"}),
         (QueryRefused, {"where": "1 = 1; SELECT 2"}),
         (QueryRefused, {"where": "1 = 1) -- "}),
