@@ -143,6 +143,8 @@ def _table(file: zipfile.ZipFile, table: str, columns: Any) -> dict[str, Any]:
     lengths = set()
     for name, how in columns.items():
         key = f"{table}.{name}"
+        if not isinstance(how, dict):
+            raise ValueError(f"{key}: no column")
         if "value" in how:
             made[name] = how["value"]
             continue
@@ -162,11 +164,17 @@ def _table(file: zipfile.ZipFile, table: str, columns: Any) -> dict[str, Any]:
 
 def _array(file: zipfile.ZipFile, key: str) -> NDArray[Any]:
     # Reading the member whole makes zipfile compare its CRC-32.
-    data = io.BytesIO(file.read(f"{key}.npy"))
-    array = np.lib.format.read_array(data, allow_pickle=False, max_header_size=4096)
-    if array.dtype.kind not in _KINDS or array.ndim != 1:
+    raw = file.read(f"{key}.npy")
+    data = io.BytesIO(raw)
+    if np.lib.format.read_magic(data) != (1, 0):
         raise ValueError(f"{key}: no column")
-    return array
+    shape, _, dtype = np.lib.format.read_array_header_1_0(data, max_header_size=4096)
+    if dtype.kind not in _KINDS or len(shape) != 1:
+        raise ValueError(f"{key}: no column")
+    # A header that claims more than there is must not be given the memory for it.
+    if shape[0] * dtype.itemsize != len(raw) - data.tell():
+        raise ValueError(f"{key}: cut off")
+    return np.frombuffer(raw, dtype, offset=data.tell())
 
 
 def _texts(texts: Any, codes: NDArray[Any]) -> Sequence[str]:

@@ -152,3 +152,29 @@ def test_a_spool_is_read_without_pickle_and_without_inflating(tmp_path: Path) ->
         read_spool(path)
     with pytest.raises(TypeError, match="no column"):
         write_spool(tmp_path, "r00000-0", 1, {"kernels": {"kern_id": np.array([object()])}})
+
+
+@pytest.mark.parametrize(
+    ("columns", "data"),
+    [
+        ('{"kern_id": {}}', b"{'descr': '<i8', 'fortran_order': False, 'shape': (10**11,)}"),
+        ('{"kern_id": {}}', b"{'descr': '<i8', 'fortran_order': False, 'shape': (100000000000,)}"),
+        ('{"kern_id": {}}', b"{'descr': '<i8', 'fortran_order': False, 'shape': (-1,)}"),
+        ('{"kern_id": {}}', b"{'descr': '<i8', 'fortran_order': False, 'shape': (2, 2)}"),
+        ('{"kern_id": {}}', b"{'descr': '|O', 'fortran_order': False, 'shape': (1,)}"),
+        ('{"kern_id": [1]}', b"{'descr': '<i8', 'fortran_order': False, 'shape': (0,)}"),
+        ('{"kern_id": null}', b"{'descr': '<i8', 'fortran_order': False, 'shape': (0,)}"),
+        ("[" * 100_000, b"{}"),
+    ],
+)
+def test_a_spool_that_claims_what_it_has_not_is_damaged(
+    tmp_path: Path, columns: str, data: bytes
+) -> None:
+    path = tmp_path / "r00000-0.spool-0.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as file:
+        file.writestr("header.json", f'{{"kernels": {columns}}}')
+        header = data.ljust(117) + b"\n"
+        size = len(header).to_bytes(2, "little")
+        file.writestr("kernels.kern_id.npy", b"\x93NUMPY\x01\x00" + size + header)
+    with pytest.raises(TraceError, match="damaged profile rows"):
+        read_spool(path)
