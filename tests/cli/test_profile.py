@@ -158,6 +158,7 @@ def test_the_device_flame_is_folded_stacks(gpu: Path, capsys: pytest.CaptureFixt
     [
         (["--rank", "7"], "has no rank 7; it has 0, 1"),
         (["--steps", "x"], "--steps takes FIRST:END"),
+        (["--steps", "90:95"], "profiled are 0, 1, 2, 3"),
         (["roofline", "--device", "abacus"], "no limits of 'abacus' are known"),
     ],
 )

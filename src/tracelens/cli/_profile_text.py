@@ -17,11 +17,14 @@ def render(view: str, found: Any, options: argparse.Namespace) -> str:
     return _RENDER[view](found, options)
 
 
+NOTHING = "Nothing of a profile was recorded: import one, or record with profile=True."
+
+
 def _overview(found: Json, options: argparse.Namespace) -> str:
     rows, steps = found["rows"], found["steps"]
     counted = ", ".join(f"{n} {name}" for name, n in rows.items() if n)
     if not counted:
-        return "Nothing of a profile was recorded: import one, or record with profile=True."
+        return NOTHING
     lines = [f"rank {found['rank']}: {counted}"]
     if len(found["ranks"]) > 1:
         lines.append(f"        one of {len(found['ranks'])} ranks: tracelens ranks compares them")
@@ -127,7 +130,10 @@ def _ops(found: Json, options: argparse.Namespace) -> str:
     if not found["ops"]:
         return "No op was recorded."
     if found["by"] in ("module", "line") and all(not op["name"] for op in found["ops"]):
-        return f"No op's {found['by']} was recorded (with_stack=True, with_modules=True)."
+        return (
+            f"No op's {found['by']} was recorded (torch.profiler: with_stack=True,"
+            " with_modules=True; TensorFlow: capture='ops')."
+        )
     return _op_table(found["ops"], found["by"])
 
 

@@ -89,13 +89,17 @@ class Profile(Command):
         steps = step_range(options.steps)
         with open_trace(options.trace) as reader:
             data = load_profile(reader, _rank(reader, options.rank), steps)
+            _check_steps(data)
+            is_empty = not _rows(data) and not len(data.memory) and not len(data.counters)
             found = _VIEWS[options.view](data, options)
         if options.json:
             print_json(found)
         else:
-            from tracelens.cli._profile_text import render
+            from tracelens.cli._profile_text import NOTHING, render
 
-            print_text(render(options.view, found, options))
+            # Collectives are compared across ranks without a profile, too.
+            told = options.view == "comm" or not is_empty
+            print_text(render(options.view, found, options) if told else NOTHING)
         return EXIT_OK
 
 
@@ -105,6 +109,24 @@ def _rank(reader: TraceReader, wanted: int | None) -> int | None:
         known = ", ".join(map(str, ranks[:20])) or "none"
         raise ConfigError(f"the trace has no rank {wanted}; it has {known}")
     return wanted
+
+
+def _rows(data: ProfileData) -> int:
+    return sum(len(rows) for rows in (data.kernels, data.ops, data.spans, data.samples))
+
+
+def _check_steps(data: ProfileData) -> None:
+    """Refuse a choice of steps in which nothing was profiled, where others were."""
+    from tracelens.analysis.profile.data import load_profile
+
+    if data.selected is None or _rows(data):
+        return
+    whole = load_profile(data.reader, data.rank)
+    if not _rows(whole) or not whole.steps.marked:
+        return
+    known = whole.steps.step.tolist()
+    shown = ", ".join(map(str, known[:20])) + (" ..." if known[20:] else "")
+    raise ConfigError(f"nothing of these steps was profiled; profiled are {shown}")
 
 
 def _across_ranks(data: ProfileData, top: int) -> RankReport | None:
@@ -228,7 +250,7 @@ def _findings(data: ProfileData, options: argparse.Namespace) -> Any:
     report = _across_ranks(data, options.top)
     if report is not None:
         found += report.findings
-    found.sort(key=lambda finding: -(finding.get("gain_ns") or 0))
+    found.sort(key=lambda f: (f["severity"] != "error", -(f.get("gain_share") or 0)))
     return {"findings": found[: options.top]}
 
 

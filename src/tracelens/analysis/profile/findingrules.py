@@ -34,6 +34,7 @@ GROWTH_BYTES = 1 << 20
 VIEW_OF = {
     "launch_bound": "launch",
     "host_bound": "idle",
+    "outside_ops": "flame",
     "sync_stall": "launch",
     "exposed_communication": "comm",
     "short_kernels": "launch",
@@ -118,6 +119,27 @@ def host_bound(
         split,
         waits,
         {"reasons": reasons, "mostly": largest, "starved_share": starved},
+    )
+
+
+def unrecorded(data: ProfileData, split: StepsAnswer) -> Iterator[Json]:
+    """A host without a device is in no op for much of the steps."""
+    share = split.whole.share("idle")
+    if split.has_device or share < IDLE_SHARE or not (len(data.ops) or len(data.spans)):
+        return
+    if len(data.table("tensors").ints("size_bytes")):
+        return  # much of it is the storing of values
+    sampled = bool(len(data.samples))
+    yield finding(
+        "outside_ops",
+        f"In {percent(share)} of the steps no op ran: Python of the program, files, waiting, or"
+        " other libraries.",
+        "See in the flame graph (--side host) which lines it is."
+        if sampled
+        else "Record with sample=True (tracelens run --sample) to see which lines it is.",
+        split,
+        split.whole.part("idle").duration_ns,
+        {"share": share, "sampled": sampled},
     )
 
 
@@ -216,9 +238,8 @@ def slow_steps(split: StepsAnswer) -> Iterator[Json]:
     told = later if len(later) else starting
     worst = split.steps[told[np.argmax(lengths[told])]]
     part = max(worst.parts, key=lambda part: part.duration_ns)
-    mostly = "of which nothing was recorded" if part.name == "idle" else part.name
     evidence = {"steps": [split.steps[at].step for at in told], "median_ns": usual}
-    longest = f"step {worst.step} takes {duration(worst.duration_ns)}, mostly {mostly}"
+    longest = f"step {worst.step} takes {duration(worst.duration_ns)}, mostly {part.name}"
     if len(later):
         yield finding(
             "slow_steps",

@@ -42,6 +42,7 @@ def profile_findings(
     found = [
         *rules.loading(usual),
         *rules.host_bound(data, usual, launched),
+        *rules.unrecorded(data, usual),
         *rules.sync_stalls_cost(data, split),
         *rules.exposed_communication(data, usual),
         *rules.exposed_copies(usual),
@@ -55,4 +56,4 @@ def profile_findings(
     ]
     for finding in found:
         finding["rank"] = data.rank
-    return sorted(found, key=lambda finding: -(finding["gain_ns"] or 0))
+    return sorted(found, key=lambda finding: -finding["gain_share"])

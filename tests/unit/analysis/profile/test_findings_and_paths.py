@@ -224,3 +224,14 @@ def test_copies_from_unpinned_memory_are_a_finding(build: ProfileBuilder, path: 
     build.launched("gemm", (35, 38), (50, 1000), step=0)
     (finding,) = profile_findings(build.load(path))
     assert (finding["rule"], finding["gain_ns"]) == ("pageable_copies", 30)
+
+
+def test_a_host_that_is_mostly_in_no_op_is_told_to_sample(
+    build: ProfileBuilder, path: Path
+) -> None:
+    for step in range(3):
+        build.step(step, step * 100, step * 100 + 100)
+        build.op("aten::mm", step * 100, step * 100 + 30, step=step)
+    (finding,) = profile_findings(build.load(path))
+    assert (finding["rule"], finding["gain_ns"]) == ("outside_ops", 210)
+    assert "sample=True" in finding["advice"]
