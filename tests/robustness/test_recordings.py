@@ -235,3 +235,17 @@ def test_a_host_of_any_name_makes_a_trace_that_can_be_read(
     file.write_text(json.dumps({"host_name": name, "traceEvents": kineto_events()}))
     trace, _ = imported([file], capsys)
     assert main(["verify", str(trace)]) == 0
+
+
+def test_what_holds_nothing_says_why_and_what_holds_only_samples_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps({"traceEvents": [{**KERNEL, "dur": 4e15}]}))
+    assert (
+        "impossible duration (below 0, or above a day) are left out (1)"
+        in (imported([file], capsys, 3)[1])
+    )
+    stacks = tmp_path / "a.raw"
+    stacks.write_text("main (a.py:1);work (a.py:2) 5\n")
+    assert "1 other rows" in imported([stacks], capsys)[1]

@@ -74,7 +74,11 @@ class Import(Command):
             print(target)
             told = f"{result.ops} ops in {result.steps} steps"
             if hasattr(result, "kernels") and not result.findings:
-                told += f", {kernels} kernels: tracelens profile {target}"
+                told += f", {kernels} kernels"
+                told += (
+                    "" if result.ops or kernels else f", {getattr(result, 'rows', 0)} other rows"
+                )
+                told += f": tracelens profile {target}"
             else:
                 told += f", {result.findings} findings: tracelens why {target}"
             print(f"tracelens: {told}", file=sys.stderr)

@@ -117,7 +117,9 @@ class ProfileFile:
             if table.rows
         ]
         if not starts:
-            what = f"{found.count} of them only name threads" if found.count else "none at all"
+            what = self.problems.summary() or (
+                f"{found.count} of them only name threads" if found.count else "none at all"
+            )
             raise TraceError(f"{source.name}: holds no event that took time ({what})")
         self._first_ns = min(starts)
         self.start_ns = self._first_ns + self.about.base_ns

@@ -30,6 +30,10 @@ class Problems:
         """Return how often a fault came."""
         return self._counts.get(what, 0)
 
+    def summary(self) -> str:
+        """Return all faults in one line, empty if there are none."""
+        return "; ".join(f"{what} ({count})" for what, count in self._counts.items())
+
     def lines(self) -> list[str]:
         """Return a line for each fault, with its count."""
         return [f"{self.name}: {what} ({count})" for what, count in self._counts.items()]
