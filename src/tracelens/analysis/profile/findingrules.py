@@ -25,6 +25,9 @@ SERIOUS = 0.15
 """From this share on it is a warning."""
 
 IDLE_SHARE = 0.2
+FEW_STEPS = 3
+"""With fewer steps one wait can be most of all waiting, and be no habit of the program."""
+
 FRAGMENTATION = 0.3
 SHORT_SHARE = 0.5
 ROOF_SHARE = 0.4
@@ -34,6 +37,7 @@ GROWTH_BYTES = 1 << 20
 VIEW_OF = {
     "launch_bound": "launch",
     "host_bound": "idle",
+    "long_gap": "idle",
     "outside_ops": "flame",
     "sync_stall": "launch",
     "exposed_communication": "comm",
@@ -106,6 +110,23 @@ def host_bound(
     waits = sum(reasons[name] for name in host)
     share = waits / split.whole.duration_ns
     if share < IDLE_SHARE:
+        return
+    low, last = split.steps[0], split.steps[-1]
+    gaps = data.busy().gaps(low.start_ns, last.start_ns + last.duration_ns)
+    lengths = gaps.ends - gaps.starts
+    longest = int(lengths.max(initial=0))
+    if len(split.steps) < FEW_STEPS and longest > waits / 2:
+        at = int(np.argmax(lengths))
+        yield finding(
+            "long_gap",
+            f"The device waits {percent(share)} of the time for the host, most of it at once: "
+            f"{duration(longest)}, from {duration(int(gaps.starts[at]))} on.",
+            "Where that is the start of the program (loading, first allocations, choosing kernels,"
+            " compiling), it is paid once: let some steps pass before recording, and mark steps.",
+            split,
+            None,
+            {"start_ns": int(gaps.starts[at]), "duration_ns": longest, "reasons": reasons},
+        )
         return
     starved = launched.starved_share if launched else 0.0
     largest = max(host, key=lambda name: reasons[name])

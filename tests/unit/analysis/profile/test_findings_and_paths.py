@@ -235,3 +235,14 @@ def test_a_host_that_is_mostly_in_no_op_is_told_to_sample(
     (finding,) = profile_findings(build.load(path))
     assert (finding["rule"], finding["gain_ns"]) == ("outside_ops", 210)
     assert "sample=True" in finding["advice"]
+
+
+def test_one_long_start_is_not_taken_for_a_host_that_launches_too_slowly(
+    build: ProfileBuilder, path: Path
+) -> None:
+    op = build.op("aten::conv2d", 0, 90_000)
+    for at in range(90_000, 100_000, 1000):
+        build.launched("conv", (at, at + 10), (at + 20, at + 990), op_id=op)
+    (finding,) = [f for f in profile_findings(build.load(path)) if f["view"] == "idle"]
+    assert (finding["rule"], finding["gain_ns"]) == ("long_gap", None)
+    assert finding["evidence"]["duration_ns"] == 90_020
