@@ -129,6 +129,7 @@ def _ranks(reader: TraceReader, engine: Engine) -> Json | None:
         return None
     from tracelens.analysis.ranks.clocks import align
     from tracelens.analysis.ranks.waits import find_source, rank_waits
+    from tracelens.analysis.ranks.wrong import first_bad
 
     source = find_source(engine, _RANK_SOURCES)
     waits = {wait.rank: wait for wait in rank_waits(engine, source)} if source else {}
@@ -156,6 +157,10 @@ def _ranks(reader: TraceReader, engine: Engine) -> Json | None:
         "world_size": world_size,
         "missing": [rank for rank in range(world_size) if rank not in known],
         "slowest": _slowest(rows),
+        # Only a finding blames a value; without any, no rank went wrong.
+        "first_nonfinite": first_bad(engine, clocks)[0].rank
+        if engine.rows(queries.ERRORS)
+        else None,
         "rows": rows,
     }
 

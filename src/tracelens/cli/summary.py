@@ -105,6 +105,8 @@ def _ranks(ranks: dict[str, Any]) -> list[str]:
     late = max(ranks["rows"], key=lambda row: row["caused_ns"] or 0, default=None)
     if late is not None and late["caused_ns"]:
         text += f", waited for most rank {late['rank']} ({duration(late['caused_ns'])} in all)"
+    if ranks["first_nonfinite"] is not None:
+        text += f", first to go non-finite rank {ranks['first_nonfinite']}"
     off = [row for row in ranks["rows"] if row["clock_offset_ns"]]
     if off:
         worst = max(off, key=lambda row: abs(row["clock_offset_ns"]))
