@@ -152,19 +152,6 @@ class Observers:
                     return fields
         return None
 
-    def look(self, value: Any) -> dict[str, Any] | None:
-        """Return the fields of a value's sink if it holds a NaN or an Inf, ``{}`` if it is finite.
-
-        A backend may have a method ``look(value)`` that does this for its framework's tensors;
-        ``None`` for what belongs to no backend.
-        """
-        for backend in self.running:
-            if hasattr(backend, "look"):
-                fields: dict[str, Any] | None = self._ask(backend, "look", value)
-                if fields is not None:
-                    return fields
-        return None
-
     def number(self, value: Any, name: str) -> float | None:
         """Return a scalar as a number, ``None`` if it is not one.
 
