@@ -63,6 +63,7 @@ def test_a_break_takes_the_terminal_from_the_capture_and_gives_it_back(tmp_path:
     assert "1 passed" in said
     assert status == 0
 
+
 WATCHED = """
 import torch
 
