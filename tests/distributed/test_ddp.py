@@ -51,7 +51,7 @@ PROGRAM = f"""
         tl.watch(model, fingerprint_every=2)
         for number in range(12):
             if rank == 2:
-                time.sleep(0.03)
+                time.sleep(0.15)
             out = model(torch.rand(8, 64)).mean()
             if rank == 1 and number == 10:
                 out = torch.log(out - 100.0)  # born here
@@ -113,8 +113,8 @@ def test_the_rank_that_is_late_is_named(report: RankReport) -> None:
     assert late["rank"] == 2
     waits = {wait.rank: wait for wait in report.waits}
     others = [waits[rank].waited_ns for rank in (0, 1, 3)]
-    # Eleven steps after the first, 30 ms each; a busy machine only adds to it.
-    assert min(others) > 200_000_000 > waits[2].waited_ns
+    # Eleven steps after the first, 150 ms each; a busy machine only adds to it.
+    assert min(others) > 1_000_000_000 and min(others) > waits[2].waited_ns
 
 
 def test_a_clock_that_is_ahead_is_aligned(run: Path, report: RankReport) -> None:
