@@ -16,9 +16,11 @@ import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Generic, TypeVar
 
 TIMEOUT_S = 600
@@ -129,6 +131,34 @@ def target(name: str, file_name: str, sources: Path, facts: Sequence[object]) ->
     known = (platform.machine(), cxx, compiler_version(cxx) if cxx else "", *facts)
     digest.update(repr(known).encode())
     return cache_directory() / f"{name}-{digest.hexdigest()[:20]}" / file_name
+
+
+def load_extension(
+    name: str, product: Path, command: Callable[[str, Path], Sequence[str]]
+) -> ModuleType:
+    """Return a compiled Python module, building it where it is missing.
+
+    Args:
+        name: the module's name.
+        product: where it is kept.
+        command: returns the command line for a compiler and an output file.
+
+    Raises:
+        BuildError: it cannot be built or loaded.
+    """
+    if not product.exists():
+        if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
+            raise BuildError("Python's headers are missing; install the python3-dev package")
+        build(product, command)
+    spec = importlib.util.spec_from_file_location(name, product)
+    if spec is None or spec.loader is None:
+        raise BuildError(f"{product} cannot be loaded")
+    try:
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except ImportError as error:
+        raise BuildError(f"{product} cannot be loaded: {error}; delete it to rebuild") from error
+    return module
 
 
 def build(product: Path, command: Callable[[str, Path], Sequence[str]]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.machinery
-import importlib.util
 import os
 import sys
 import sysconfig
@@ -33,19 +32,7 @@ def _target() -> Path:
 
 
 def _load(target: Path) -> Any:
-    if not target.exists():
-        if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
-            raise BuildError("Python's headers are missing; install the python3-dev package")
-        nativebuild.build(target, command)
-    spec = importlib.util.spec_from_file_location(MODULE, target)
-    if spec is None or spec.loader is None:
-        raise BuildError(f"{target} cannot be loaded")
-    try:
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    except ImportError as error:
-        raise BuildError(f"{target} cannot be loaded: {error}; delete it to rebuild") from error
-    return module
+    return nativebuild.load_extension(MODULE, target, command)
 
 
 def command(cxx: str, output: Path) -> list[str]:
